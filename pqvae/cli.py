@@ -1,0 +1,73 @@
+"""What every command shares: one clear line for bad input (exit code 2), a traceback for a bug."""
+
+import argparse
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+INTERRUPTED = 130  # the shell's code for SIGINT
+
+# Errors of the machine that a user can mend; everything else keeps its traceback.
+_MACHINE_ERRORS = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: file, key or value; what is wrong; what would be right."""
+
+
+def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
+    """Turn ``main(argv)`` into an entry point that returns the exit code: 0, or 2 for bad input."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in _MACHINE_ERRORS:
+                raise
+            path = error.filename or "output"
+            print(f"error: {path}: {_MACHINE_ERRORS[error.errno]}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return 0
+
+    return run
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose ``--help`` starts with examples, and whose errors are one line."""
+
+    def __init__(self, module: str, summary: str, examples: str) -> None:
+        super().__init__(
+            prog=f"python -m {module}",
+            usage="%(prog)s [options]",
+            description=f"{summary}\n\nexamples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
