@@ -71,3 +71,8 @@ def positive_int(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a command that takes ``key=value`` arguments is asked to explain itself."""
+    return bool({"-h", "--help"} & set(arguments))

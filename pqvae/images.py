@@ -11,6 +11,8 @@ from torch import Tensor
 
 # A picture above this is a decompression bomb, or at least not what anybody meant to train on.
 MAX_PIXELS = 100_000_000
+# Named, as Pillow would otherwise also run Ghostscript on a file that turns out to be PostScript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 CAPTION_HEIGHT = 16
 
 
@@ -22,7 +24,7 @@ def decode_image(data: bytes, size: int) -> Tensor:
     """Decode a picture to uint8 (3, size, size): EXIF-turned, over white, centre-cropped, resized.
 
     Args:
-        data: The bytes of an image file in any format that Pillow reads; the first frame counts.
+        data: The bytes of an image file in one of ``FORMATS``; the first frame counts.
         size: Height and width of the result, in pixels.
 
     Raises:
@@ -31,19 +33,20 @@ def decode_image(data: bytes, size: int) -> Tensor:
     if not data:
         raise ImageError("empty file")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"{image.width}x{image.height} is over {MAX_PIXELS:,} pixels")
         image.draft("RGB", (size, size))  # lets JPEG decode at a lower size; no-op elsewhere
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _to_rgb(image)
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
-    image = _to_rgb(ImageOps.exif_transpose(image))
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 

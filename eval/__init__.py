@@ -1,0 +1,1 @@
+"""Scores of images: features of the standard FID Inception, metrics by torch-fidelity."""

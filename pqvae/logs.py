@@ -1,0 +1,66 @@
+"""What a run tells: one line per interval on stderr, the same numbers in ``stats.jsonl``."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def say(text: str) -> None:
+    """One line of progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class RunLog:
+    """The log of one training run."""
+
+    def __init__(self, folder: Path, total_steps: int, batch_size: int, first_step: int) -> None:
+        self.path = folder / "stats.jsonl"
+        self.total_steps, self.batch_size = total_steps, batch_size
+        self._keep_until(first_step)
+        self.mark(first_step)
+
+    def mark(self, step: int) -> None:
+        """Start an interval: what runs from here on counts into the next line's speed."""
+        self._step, self._time = step, time.perf_counter()
+
+    def interval(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Say where the training stands, and append the numbers to ``stats.jsonl``."""
+        rate = (step - self._step) / max(time.perf_counter() - self._time, 1e-9)
+        eta = format_seconds((self.total_steps - step) / max(rate, 1e-9))
+        parts = " ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        speed = f"{rate * self.batch_size:.0f} img/s"
+        say(f"step {step}/{self.total_steps} | {speed} | eta {eta} | {parts}")
+        self.record(step, {**scalars, "images_per_second": rate * self.batch_size})
+        self.mark(step)
+
+    def evaluation(self, step: int, text: str, scalars: Mapping[str, float]) -> None:
+        """Say what an evaluation found; its time does not count into the speed."""
+        say(f"step {step}/{self.total_steps} | {text}")
+        self.record(step, scalars)
+        self.mark(step)
+
+    def record(self, step: int, scalars: Mapping[str, float]) -> None:
+        line = {"step": step, "images_seen": step * self.batch_size, **scalars}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _keep_until(self, step: int) -> None:
+        """Drop the lines of steps that are about to be done again."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue  # the line that a kill cut short
+        self.path.write_text("".join(kept))

@@ -1,0 +1,79 @@
+"""Where the computation runs and in which precision; decided once, and said with the reason."""
+
+import contextlib
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from pqvae.cli import UserError
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is the first of cuda, mps, cpu that is there.
+
+    Raises:
+        UserError: No such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here; try auto or cpu") from error
+    return device
+
+
+@dataclass(frozen=True)
+class Runtime:
+    device: torch.device
+    bf16: bool  # autocast to bfloat16; float16 is not offered
+    reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """A context in which matrix products and convolutions run in the chosen precision."""
+        if not self.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def __str__(self) -> str:
+        return f"{self.device} in {'bfloat16' if self.bf16 else 'float32'} ({self.reason})"
+
+
+def select_runtime(name: str = "auto") -> Runtime:
+    """The device of that name, with bfloat16 where its hardware has it."""
+    device = select_device(name)
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Runtime(device, bf16, torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        # Emulated bf16 is hundreds of times slower than float32.
+        capabilities = torch.cpu.get_capabilities()
+        bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        reason = f"{torch.get_num_threads()} threads, bf16 {'in' if bf16 else 'not in'} hardware"
+        return Runtime(device, bf16, reason)
+    return Runtime(device, False, "float32 only")
+
+
+def machine() -> str:
+    """The processor and how much of it is used, for result files."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.machine()
+    if hasattr(torch.cpu, "get_capabilities"):
+        name = torch.cpu.get_capabilities().get("cpu_name", name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    from pqvae import __version__
+
+    return {
+        "pqvae": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,69 @@
+"""Expected distortion over prefix lengths: the loss whose minimum orders the codes by usefulness.
+
+    I(X; Z_1..k) >= H(X) + E[log p(x | z_1..k)]    and    H(Z_1..k) <= log2 K_1 + ... + log2 K_k
+
+With a Gaussian decoder the first bound rises as the squared error of image_k falls, so the error
+averaged over prefix lengths k raises the information about the image at every description length at
+once. Every image is decoded at one length: the full one half of the time, else one drawn uniformly
+(decoding each image at both costs half as much again and gains less at equal time).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stage1_tokenizer.quantizer import CodebookLearner
+from stage1_tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    full_share: float = 0.5  # of the images are decoded from all codes, the others from a prefix
+    commitment: float = 0.25  # weight of |f - f_N|^2: keeps the encoder near its codes
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.full_share <= 1:
+            raise ValueError(f"objective.full_share is a share, 0 to 1, not {self.full_share}")
+
+
+def draw_prefix_lengths(
+    batch_size: int, num_codes: int, full_share: float, generator: torch.Generator
+) -> Tensor:
+    """A prefix length for each image, int64 (B,) in 1..N: N for some, else uniform."""
+    lengths = torch.randint(1, num_codes + 1, (batch_size,), generator=generator)
+    full = torch.rand(batch_size, generator=generator) < full_share
+    return lengths.masked_fill_(full, num_codes)
+
+
+class TokenizerObjective:
+    """The loss of one batch: reconstruction at drawn prefix lengths, and commitment."""
+
+    def __init__(self, tokenizer: Tokenizer, config: ObjectiveConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, learner: CodebookLearner
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Losses of float images (B, 3, H, W) in [-1, 1], with the codes and residuals behind them.
+
+        Gradients pass the quantizer straight through. Normalized latents have unit variance, so the
+        commitment needs no scale.
+        """
+        quantizer = self.tokenizer.quantizer
+        encoded = self.tokenizer.encoder(images)
+        learner.update_scale(encoded)
+        latents = quantizer.normalize(encoded)
+        codes, residuals = quantizer.quantize(latents)
+        B, N = codes.shape
+        lengths = draw_prefix_lengths(B, N, self.config.full_share, generator).to(images.device)
+        prefix_residuals = residuals[lengths, torch.arange(B, device=images.device)]
+        # f_k = f - r_k in value, and as far as the gradient is concerned, f.
+        decoded = self.tokenizer.decoder(latents - prefix_residuals, lengths)
+        mse = F.mse_loss(decoded.float(), images)
+        commitment = F.mse_loss(latents, (latents - residuals[-1]).detach())
+        losses = {"loss": mse + self.config.commitment * commitment, "mse": mse.detach()}
+        # |r_N|^2 / |f|^2: the share of the latent that the codes leave undescribed.
+        losses["residual"] = residuals[-1].square().mean() / latents.detach().square().mean()
+        return losses, codes, residuals

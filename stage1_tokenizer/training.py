@@ -1,0 +1,203 @@
+"""Stage 1 for the training loop: the root config, the task, the final report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pqvae.config import config_to_yaml
+from pqvae.datasets import DataConfig, ImageDataset, open_dataset
+from pqvae.files import write_json
+from pqvae.images import psnr, save_grid, to_float, to_uint8
+from pqvae.loader import TrainingImages, generator_for
+from pqvae.logs import format_seconds, say
+from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.trainer import Evaluation, TrainerConfig, open_run, train
+from stage1_tokenizer.encoder import ArchitectureConfig
+from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective
+from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig, code_entropy_bits
+from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
+
+GRID_IMAGES = 8  # rows of the grids drawn while training
+START_IMAGES = 8192  # augmented images that the codebooks start from
+CODE_STATISTICS_IMAGES = 100_000  # training images at most for entropy and dead entries
+EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    out: str = "runs/tokenizer"  # the run folder
+    device: str = "auto"  # auto | cpu | cuda | mps
+    data: DataConfig = field(default_factory=DataConfig)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            steps=1500, batch_size=64, learning_rate=2e-3, evaluate_every=250
+        )
+    )
+
+    def __post_init__(self) -> None:
+        self.architecture.latent_shape(self.data.image_size)  # raises where sizes do not fit
+
+
+def prefix_grid(num_codes: int) -> list[int]:
+    """The prefix lengths that are reported: 1, 2, 4, 8 ... and N."""
+    return [2**i for i in range(num_codes.bit_length()) if 2**i < num_codes] + [num_codes]
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Images decoded from prefixes of their codes: uint8 (B, 3, H, W) -> (lengths, B, 3, H, W)."""
+    device = tokenizer.quantizer.scale.device
+    codes = tokenizer.encode(to_float(images).to(device))
+    return torch.stack([to_uint8(tokenizer.decode(codes[:, :k])).cpu() for k in lengths])
+
+
+class TokenizerTask:
+    """Stage 1 for the training loop."""
+
+    def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
+        self.config, self.runtime, self.folder = config, runtime, folder
+        self.train_images = open_dataset(config.data, "train")
+        self.val_images = open_dataset(config.data, "val")
+        say(f"data: {len(self.train_images):,} train, {len(self.val_images):,} val images")
+        torch.manual_seed(config.trainer.seed)
+        self.tokenizer = Tokenizer(
+            TokenizerConfig(
+                image_size=config.data.image_size,
+                architecture=config.architecture,
+                quantizer=config.quantizer,
+            )
+        ).to(runtime.device)
+        self.model: nn.Module = self.tokenizer
+        self.learner = CodebookLearner(self.tokenizer.quantizer)
+        self.objective = TokenizerObjective(self.tokenizer, config.objective)
+        self.batches = TrainingImages(
+            self.train_images, config.data, config.trainer.batch_size, config.trainer.seed
+        )
+        self.lengths = prefix_grid(self.tokenizer.num_codes)
+
+    def start(self) -> None:
+        say("starting the shortcuts and codebooks from training images")
+        device, size = self.runtime.device, self.config.trainer.batch_size
+        count = -(-max(START_IMAGES, 2 * max(self.config.quantizer.sizes)) // size)
+        images = [self.batches(step).to(device) for step in range(count)]
+        self.tokenizer.start_from(torch.cat(images[: max(1, 1024 // size)]))
+        with torch.inference_mode():
+            encoded = torch.cat([self.tokenizer.encoder(batch) for batch in images])
+        self.learner.initialize(encoded, generator_for(self.config.trainer.seed, 0, 2))
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        images = self.batches(step).to(self.runtime.device)
+        generator = generator_for(self.config.trainer.seed, step, 3)
+        losses, self._codes, self._residuals = self.objective(images, generator, self.learner)
+        return losses
+
+    def after_step(self, step: int) -> None:
+        self.learner.update(
+            self._codes, self._residuals, self.learner.decay(step / self.config.trainer.steps)
+        )
+        if step % self.config.quantizer.revive_every == self.config.quantizer.revive_every - 1:
+            generator = generator_for(self.config.trainer.seed, step, 4)
+            self.learner.revive(self._residuals, generator)
+
+    def evaluate(self, step: int) -> Evaluation:
+        values = measure_psnr(self.tokenizer, self.val_images, self.lengths, EVALUATED_IMAGES)
+        entropy, dead = self.learner.usage()
+        self.draw_grid(step)
+        text = " ".join(f"{k}:{value:.2f}" for k, value in zip(self.lengths, values, strict=True))
+        text = f"val psnr {text} dB | code entropy {entropy:.2f} bits | dead entries {dead}"
+        scalars = {f"val_psnr_{k}": value for k, value in zip(self.lengths, values, strict=True)}
+        scalars |= {"code_entropy_bits": entropy, "dead_entries": dead}
+        return Evaluation(-sum(values) / len(values), text, scalars)
+
+    def draw_grid(self, step: int) -> None:
+        rows = torch.linspace(0, len(self.val_images) - 1, GRID_IMAGES).long()
+        originals = self.val_images.images(rows)
+        columns = [*reconstruct(self.tokenizer, originals, self.lengths), originals]
+        (self.folder / "grids").mkdir(exist_ok=True)
+        save_grid(
+            self.folder / "grids" / f"step-{step:08d}.png",
+            torch.stack(columns, dim=1).flatten(0, 1),
+            columns=len(columns),
+            captions=[*(f"k={k}" for k in self.lengths), "original"],
+        )
+
+    def save_model(self) -> None:
+        self.tokenizer.save_pretrained(self.folder / "model")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.state_dict(), "learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.learner.load_state_dict(state["learner"])
+
+
+def measure_psnr(
+    tokenizer: Tokenizer, dataset: ImageDataset, lengths: Sequence[int], limit: int
+) -> list[float]:
+    """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
+    indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
+    values = []
+    for chunk in indices.split(256):
+        originals = dataset.images(chunk)
+        decoded = reconstruct(tokenizer, originals, lengths)
+        values.append(torch.stack([psnr(images, originals) for images in decoded]))
+    return torch.cat(values, dim=1).mean(1).tolist()
+
+
+def encode_images(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> Tensor:
+    """Codes int64 (n, N) of the data set's images, as they are, at most ``limit`` of them."""
+    device = tokenizer.quantizer.scale.device
+    indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
+    chunks = [to_float(dataset.images(chunk)).to(device) for chunk in indices.split(256)]
+    return torch.cat([tokenizer.encode(images).cpu() for images in chunks])
+
+
+def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
+    """The final figures of the kept model, on the test split and on the training codes."""
+    tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
+    test_images = open_dataset(task.config.data, "test")
+    values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
+    codes = encode_images(tokenizer, task.train_images, CODE_STATISTICS_IMAGES)
+    sizes = task.config.quantizer.sizes
+    used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
+    return {
+        "psnr": {str(k): round(value, 3) for k, value in zip(task.lengths, values, strict=True)},
+        "psnr_split": test_images.name,
+        "psnr_images": len(test_images),
+        "code_entropy_bits": [round(bits, 3) for bits in code_entropy_bits(codes, sizes)],
+        "dead_entries": sum(sizes) - sum(used),
+        "bits_per_image": sum(task.config.quantizer.bits),
+        "steps": trained["steps"],
+        "images_seen": trained["steps"] * task.config.trainer.batch_size,
+        "seconds": round(trained["seconds"], 1),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "content_hash": tokenizer.content_hash,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def run(config: Config) -> None:
+    """Train as the config says, or go on, and write ``result.json``."""
+    folder = Path(config.out)
+    runtime = select_runtime(config.device)
+    task = TokenizerTask(config, runtime, folder)
+    open_run(config, folder)
+    say(f"training on {runtime}")
+    say(config_to_yaml(config))
+    trained = train(task, config.trainer, runtime, folder)
+    result = report(task, trained)
+    write_json(folder / "result.json", result)
+    say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
+    text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
+    print(f"test PSNR in dB by prefix length  {text}")
+    again = "" if config.out == Config().out else f" tokenizer={config.out} out={config.out}-prior"
+    print(f"made {folder}/model; look at {folder}/grids, then: python -m stage2_prior.train{again}")

@@ -1,0 +1,680 @@
+"""Data sources: each kind is read right, splits hold still, damage is named, nothing executed."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import socket
+import struct
+import tarfile
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+
+import pqvae.datasets
+from pqvae.cli import UserError
+from pqvae.datasets import DataConfig, ImageDataset, Split, open_dataset
+from pqvae.images import decode_image
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SIZE = 8
+
+
+def picture(seed: int, size: int = SIZE) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    return encoded(Image.fromarray(pixels))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)  # type: ignore[bad-argument-type]
+    return buffer.getvalue()
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def write_shard(shard: Path, files: Mapping[str, bytes]) -> Path:
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(shard, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return shard
+
+
+def open_split(path: Path | str, split: Split = "train", size: int = SIZE) -> ImageDataset:
+    return open_dataset(DataConfig(path=str(path), image_size=size, shift=0), split)
+
+
+def by_key(dataset: ImageDataset) -> dict[str, tuple[bytes, str | None]]:
+    """Key, without extension -> pixels, class name."""
+    images = dataset.images(range(len(dataset)))
+    labels: list[str | None] = [None] * len(dataset)
+    if dataset.labels is not None:
+        assert dataset.labels.dtype == torch.int64
+        labels = [dataset.class_names[label] for label in dataset.labels.tolist()]
+    keys = [key.removesuffix(".png") for key in dataset.keys]
+    return {
+        key: (image.numpy().tobytes(), label)
+        for key, image, label in zip(keys, images, labels, strict=True)
+    }
+
+
+def pixels(data: bytes) -> bytes:
+    return decode_image(data, SIZE).numpy().tobytes()
+
+
+# The built-in emoji.
+
+
+@pytest.fixture(scope="module")
+def emoji() -> dict[Split, ImageDataset]:
+    return {split: open_dataset(DataConfig(), split) for split in SPLITS}
+
+
+def test_the_built_in_emoji_are_all_there(emoji: dict[Split, ImageDataset]) -> None:
+    assert {split: len(dataset) for split, dataset in emoji.items()} == {
+        "train": 6119,
+        "val": 328,
+        "test": 686,
+    }
+    for dataset in emoji.values():
+        assert dataset.class_names == emoji["train"].class_names
+        assert len(dataset.class_names) == 9
+        assert set(DataConfig().no_flip_classes) < set(dataset.class_names)
+        assert dataset.labels is not None
+        names = [dataset.class_names[label] for label in dataset.labels.tolist()]
+        assert names == [key.split("/")[0] for key in dataset.keys]
+        assert dataset.images([0, 1]).shape == (2, 3, 32, 32)
+
+
+def test_no_emoji_picture_or_base_design_is_on_two_sides(
+    emoji: dict[Split, ImageDataset],
+) -> None:
+    tones = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+
+    def designs(dataset: ImageDataset) -> set[tuple[str, ...]]:
+        code_points = (key.split("/")[1].split("-")[:-1] for key in dataset.keys)
+        return {tuple(point for point in points if point not in tones) for points in code_points}
+
+    def pictures(dataset: ImageDataset) -> set[bytes]:
+        return {image.numpy().tobytes() for image in dataset.images(range(len(dataset)))}
+
+    for kind in (designs, pictures):
+        train, val, test = (kind(emoji[split]) for split in SPLITS)
+        assert len(train) > 1000
+        assert not train & val
+        assert not train & test
+        assert not val & test
+
+
+# Kinds of sources.
+
+NAMES = [f"{label}/{index}" for label in ("cat", "dog", "emu") for index in range(20)]
+PICTURES = {name: picture(seed) for seed, name in enumerate(NAMES)}
+EXPECTED = {name: (pixels(data), name.split("/")[0]) for name, data in PICTURES.items()}
+
+
+def everything(path: Path | str) -> dict[str, tuple[bytes, str | None]]:
+    found: dict[str, tuple[bytes, str | None]] = {}
+    for split in SPLITS:
+        found |= by_key(open_split(path, split))
+    return found
+
+
+def test_class_folders_are_read_with_their_labels(tmp_path: Path) -> None:
+    write_folder(tmp_path, {f"{name}.png": data for name, data in PICTURES.items()})
+    assert everything(tmp_path) == EXPECTED
+    assert open_split(tmp_path).class_names == ("cat", "dog", "emu")
+
+
+def test_a_flat_folder_has_no_labels_and_what_is_no_image_is_ignored(tmp_path: Path) -> None:
+    flat = {name.replace("/", "-"): data for name, data in PICTURES.items()}
+    write_folder(tmp_path, {f"{name}.png": data for name, data in flat.items()})
+    noise = ("list.txt", "labels.json", "Thumbs.db", ".hidden.png", ".git/x.png", "docs/a.txt")
+    write_folder(tmp_path, dict.fromkeys((*noise, "__MACOSX/._a.png"), b"?"))
+    assert everything(tmp_path) == {name: (pixels(data), None) for name, data in flat.items()}
+    assert open_split(tmp_path).labels is None
+    assert open_split(tmp_path).class_names == ()
+
+
+def test_shards_are_labelled_by_the_folder_in_the_key(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", {f"./{name}.PNG": PICTURES[name] for name in NAMES[:30]})
+    write_shard(tmp_path / "b.tar", {f"{name}.png": PICTURES[name] for name in NAMES[30:]})
+    assert everything(tmp_path) == EXPECTED
+    assert everything(tmp_path / "*.tar") == EXPECTED
+    assert set(everything(tmp_path / "a.tar")) == set(NAMES[:30])
+
+
+def test_a_cls_member_gives_the_label_as_number_or_name(tmp_path: Path) -> None:
+    classes = ["emu", "dog", "cat"]
+    for kind in ("number", "name"):
+        members: dict[str, bytes] = {}
+        for name, data in PICTURES.items():
+            label = name.split("/")[0]
+            key = name.replace("/", "-")
+            members[f"{key}.cls"] = (
+                f"{classes.index(label) if kind == 'number' else label}\n".encode()
+            )
+            members[f"{key}.png"] = data
+            members[f"{key}.json"] = b"{}"
+        write_shard(tmp_path / kind / "0.tar", members)
+        expected = {name.replace("/", "-"): value for name, value in EXPECTED.items()}
+        write_folder(tmp_path / kind, {"classes.txt": "\n".join([*classes, ""]).encode()})
+        assert everything(tmp_path / kind) == expected
+    # Number i is line i; names that need no list are sorted.
+    assert open_split(tmp_path / "number").class_names == ("emu", "dog", "cat")
+    assert open_split(tmp_path / "name").class_names == ("cat", "dog", "emu")
+    (tmp_path / "number" / "classes.txt").unlink()
+    assert open_split(tmp_path / "number").class_names == ("0", "1", "2")
+
+
+def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    write_folder(tmp_path, {f"train/{i}/x.png": picture(i) for i in (10, 9, 2)})
+    write_folder(tmp_path, {f"{split}/2/x.png": picture(0) for split in ("val", "test")})
+    for split in SPLITS:  # the union, wherever one stands
+        assert open_split(tmp_path, split).class_names == ("2", "9", "10")
+    labels = open_split(tmp_path, "val").labels
+    assert labels is not None
+    assert labels.tolist() == [0]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the shards open
+def test_shards_written_by_webdataset_read_as_webdataset_reads_them(tmp_path: Path) -> None:
+    pattern = str(tmp_path / "part-%03d.tar")
+    with wds.ShardWriter(pattern, maxcount=25, verbose=0) as writer:
+        for name, data in PICTURES.items():
+            writer.write({"__key__": name, "png": data, "txt": name, "meta.json": {"n": 1}})
+    shards = sorted(tmp_path.glob("*.tar"))
+    assert len(shards) == 3
+    theirs = {
+        sample["__key__"]: sample["png"]
+        for shard in shards
+        for sample in wds.WebDataset(str(shard), shardshuffle=False)
+    }
+    assert theirs == PICTURES
+    samples, _ = pqvae.datasets._index_shards(shards, tmp_path)
+    assert {sample.key: sample.read() for sample in samples} == theirs
+    assert everything(tmp_path) == EXPECTED
+
+
+def test_keys_that_start_anew_in_each_shard_are_told_apart(tmp_path: Path) -> None:
+    for shard in ("a", "b"):
+        write_shard(tmp_path / f"train-{shard}.tar", {"0.png": picture(0), "1.png": picture(1)})
+    write_shard(tmp_path / "test.tar", {"0.png": picture(0)})
+    write_shard(tmp_path / "val.tar", {"0.png": picture(0)})
+    keys = ("train-a/0", "train-a/1", "train-b/0", "train-b/1")
+    assert open_split(tmp_path).keys == keys
+    assert open_split(tmp_path, "test").keys == ("0",)
+
+
+def test_images_are_taken_by_index_in_any_order_and_repeated(tmp_path: Path) -> None:
+    write_folder(tmp_path, {f"{split}/{i}.png": picture(i) for split in SPLITS for i in range(3)})
+    dataset = open_split(tmp_path)
+    images = dataset.images([2, 0, 2])
+    expected = torch.stack([decode_image(picture(i), SIZE) for i in (2, 0, 2)])
+    assert torch.equal(images, expected)
+    assert torch.equal(dataset.images(torch.tensor([2, 0, 2])), expected)
+    assert dataset.images([]).shape == (0, 3, SIZE, SIZE)
+    with pytest.raises(IndexError):
+        dataset.images([3])
+
+
+# Splits.
+
+
+def test_splits_of_the_source_are_used_as_they_are(tmp_path: Path) -> None:
+    parts: dict[Split, list[str]] = {"train": NAMES[:40], "val": NAMES[40:45], "test": NAMES[45:]}
+    for split, folder in (("train", "Train"), ("val", "validation"), ("test", "test")):
+        files = {f"{name}.png": PICTURES[name] for name in parts[split]}
+        write_folder(tmp_path / "folders" / folder, files)
+        write_shard(tmp_path / "folders-of-shards" / folder / "0.tar", files)
+        write_shard(tmp_path / "shards" / f"my-{folder}-000.tar", files)
+    os.symlink(tmp_path / "folders", tmp_path / "linked")
+    for source in ("folders", "folders-of-shards", "shards", "shards/my-*", "linked"):
+        for split, names in parts.items():
+            found = by_key(open_split(tmp_path / source, split))
+            assert found == {name: EXPECTED[name] for name in names}, source
+
+
+def test_a_split_folder_may_be_a_link(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", {f"{name}.png": PICTURES[name] for name in NAMES})
+    write_folder(tmp_path / "data" / "test", {"cat/0.png": picture(0)})
+    write_folder(tmp_path / "data" / "val", {"cat/0.png": picture(0)})
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "train")
+    assert by_key(open_split(tmp_path / "data")) == EXPECTED
+
+
+def test_missing_splits_are_carved_by_the_hash_of_the_key_alone(tmp_path: Path) -> None:
+    data = picture(0)
+    names = [f"{index}.png" for index in range(400)]
+    write_folder(tmp_path / "up", dict.fromkeys(names, data))
+    write_folder(tmp_path / "down", dict.fromkeys([*reversed(names), "new.png", "x.png"], data))
+
+    def expected(name: str) -> Split:
+        fraction = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64
+        return "test" if fraction < 0.1 else "val" if fraction < 0.15 else "train"
+
+    for split in SPLITS:
+        keys = open_split(tmp_path / "up", split).keys
+        assert set(keys) == {name for name in names if expected(name) == split}
+        assert len(keys) > 10
+        assert set(open_split(tmp_path / "down", split).keys) - {"new.png", "x.png"} == set(keys)
+
+
+def test_only_the_missing_split_is_carved(tmp_path: Path) -> None:
+    names = [f"{index}" for index in range(400)]
+    write_shard(tmp_path / "train-0.tar", {f"{name}.png": picture(0) for name in names})
+    write_shard(tmp_path / "test-0.tar", {f"t{name}.png": picture(1) for name in names[:7]})
+    train, val, test = (set(open_split(tmp_path, split).keys) for split in SPLITS)
+    assert test == {f"t{name}" for name in names[:7]}
+    assert train | val == set(names)
+    assert not train & val
+    assert 5 < len(val) < 40
+
+
+# Memory, hashes.
+
+
+def test_decoding_on_demand_gives_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "folder", {f"{name}.png": data for name, data in PICTURES.items()})
+    write_shard(tmp_path / "0.tar", {f"{name}.png": data for name, data in PICTURES.items()})
+    monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    for source in ("folder", "0.tar"):
+        assert everything(tmp_path / source) == EXPECTED
+        dataset = open_split(tmp_path / source)
+        assert dataset.images([]).shape == (0, 3, SIZE, SIZE)
+        assert pickle.loads(pickle.dumps(dataset)).keys == dataset.keys  # loader workers need it
+    first = dataset.content_hash
+    assert open_split(tmp_path / "0.tar").content_hash == first
+
+
+def test_decoding_on_demand_names_the_image_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    files = {"train/a/0.png": picture(0), "train/a/1.png": b"?", "val/a/0.png": picture(0)}
+    write_folder(tmp_path, {**files, "test/a/0.png": picture(0)})
+    dataset = open_split(tmp_path)
+    assert len(dataset.images([0])) == 1
+    with pytest.raises(UserError, match=r"train: a/1.png cannot be read: not an image; mend or"):
+        dataset.images([0, 1])
+    (tmp_path / "train" / "a" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"train: a/0.png cannot be read: No such file"):
+        dataset.images([0])
+
+
+def test_the_content_hash_follows_content_and_nothing_else(tmp_path: Path) -> None:
+    def content_hash(files: Mapping[str, bytes], size: int = SIZE) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_folder(folder, {**files, "val/a/0.png": b"", "test/a/0.png": b""})
+        return open_split(folder, size=size).content_hash
+
+    files = {"train/a/0.png": picture(0), "train/b/1.png": picture(1)}
+    same = content_hash(files)
+    assert content_hash(dict(reversed(files.items()))) == same
+    others = [
+        content_hash(files, size=16),
+        content_hash({**files, "train/b/1.png": picture(2)}),
+        content_hash({"train/a/0.png": picture(0), "train/b/2.png": picture(1)}),
+        content_hash({"train/a/0.png": picture(0), "train/c/1.png": picture(1)}),
+        content_hash({**files, "train/b/2.png": picture(2)}),
+    ]
+    assert len({same, *others}) == 6
+
+
+# Damage.
+
+
+def png_bomb() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (16, 16), "red")
+    image.paste((0, 0, 255), (8, 0, 16, 16))  # stored: red left, blue right
+    return encoded(image, exif=exif)
+
+
+def odd_but_readable() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
+    """Name -> file, colour of its upper left quarter."""
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    return {
+        "cmyk.jpg": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
+        "deep.png": (encoded(Image.fromarray(np.full((8, 8), 0x8080, np.uint16))), (128, 128, 128)),
+        "palette.gif": (encoded(red.convert("P"), "GIF"), (255, 0, 0)),
+        "alpha.png": (encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 51))), (255, 204, 204)),
+        "animated.gif": (encoded(red, "GIF", save_all=True, append_images=[blue]), (255, 0, 0)),
+        "turned.png": (turned(), (255, 0, 0)),  # shown: red above, blue below
+        "thin.png": (encoded(Image.new("RGB", (1, 2000), "blue")), (0, 0, 255)),
+        "misnamed.png": (encoded(blue, "BMP"), (0, 0, 255)),
+    }
+
+
+def unreadable() -> dict[str, bytes]:
+    large = picture(0, 64)
+    jpeg = encoded(Image.open(io.BytesIO(large)), "JPEG")
+    return {
+        "bad0-empty.png": b"",
+        "bad1-cut.png": large[: len(large) // 2],
+        "bad2-cut.jpg": jpeg[: len(jpeg) // 2],
+        "bad3-bomb.png": png_bomb(),
+        "bad4-text.png": b"not an image",
+        "bad5-pickle.png": pickle.dumps({"a": 1}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "shard"])
+def test_damaged_images_are_left_out_and_named_and_odd_ones_are_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    good, odd, bad = picture(0), odd_but_readable(), unreadable()
+    files = {f"good{index}.png": good for index in range(800)}
+    files |= {name: data for name, (data, _) in odd.items()} | bad
+    others = {"x.png": picture(0)}
+    for split, part in (("train", files), ("val", others), ("test", others)):
+        if kind == "folder":
+            write_folder(tmp_path / split, part)
+        else:
+            write_shard(tmp_path / f"{split}.tar", part)
+    expected_bad = len(bad)
+    if kind == "folder":
+        os.symlink("nowhere.png", tmp_path / "train" / "bad6-dangling.png")
+        os.symlink("bad7-loop.png", tmp_path / "train" / "bad7-loop.png")
+        os.mkfifo(tmp_path / "train" / "pipe.png")  # reading it would wait for ever
+        expected_bad += 2
+
+    dataset = open_split(tmp_path)
+    assert len(dataset) == 800 + len(odd)
+    images = dict(zip(dataset.keys, dataset.images(range(len(dataset))), strict=True))
+    for name, (_, colour) in odd.items():
+        image = images[name if kind == "folder" else name.rpartition(".")[0]]
+        quarter = image[:, : SIZE // 2 - 1, : SIZE // 2 - 1].int()
+        # 3: JPEG rounds.
+        assert (quarter - torch.tensor(colour)[:, None, None]).abs().max() <= 3, name
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"train: left out {expected_bad} of {808 + expected_bad} images: " in line
+    for name in list(bad)[:5]:
+        key = name if kind == "folder" else f"train.tar: {name.rpartition('.')[0]}"
+        assert f"{key} (" in line
+    assert line.count("; ") == 5
+    assert line.endswith(f"; and {expected_bad - 5} more")
+
+
+def test_more_than_one_percent_of_damage_is_refused(tmp_path: Path) -> None:
+    files = {f"{index}.png": picture(0) for index in range(98)}
+    files |= {"a.png": b"?", "b.png": b""}
+    write_folder(tmp_path / "train", files)
+    write_folder(tmp_path / "test", {"x.png": picture(0)})
+    write_folder(tmp_path / "val", {"x.png": picture(0)})
+    message = r"train: 2 of 100 images cannot be read, over 1%; the first is a.png \(not an image\)"
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path)
+    (tmp_path / "train" / "b.png").write_bytes(picture(1))
+    assert len(open_split(tmp_path)) == 99
+
+
+def test_linked_folders_are_not_followed_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "data", {f"{name}.png": data for name, data in PICTURES.items()})
+    os.symlink(tmp_path / "data", tmp_path / "data" / "cat" / "loop")
+    assert everything(tmp_path / "data") == EXPECTED
+    assert "linked folders are not followed (cat/loop)" in capsys.readouterr().err
+    (tmp_path / "links").mkdir()
+    os.symlink(tmp_path / "data" / "cat", tmp_path / "links" / "cat")
+    with pytest.raises(UserError, match=r"no images .*; linked folders are not followed \(cat\)$"):
+        open_split(tmp_path / "links")
+
+
+class Exploit:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_malicious_shard_is_harmless(tmp_path: Path) -> None:
+    loaded = pickle.dumps(Exploit(tmp_path / "owned"))
+    members = {f"ok/{index}.png": picture(index) for index in range(60)}
+    members |= {
+        "../outside.png": picture(0),
+        "a/../../outside.png": picture(0),
+        "/absolute.png": picture(0),
+        "ok/0.pkl": loaded,
+        "ok/1.pyd": loaded,
+        "ok/2.pth": loaded,
+        "__meta__/x.png": picture(0),
+    }
+    shard = write_shard(tmp_path / "train.tar", members)
+    with tarfile.open(shard, "a") as tar:
+        for kind, name in (
+            (tarfile.SYMTYPE, "ok/symlink.png"),
+            (tarfile.LNKTYPE, "ok/hardlink.png"),
+            (tarfile.CHRTYPE, "ok/device.png"),
+            (tarfile.FIFOTYPE, "ok/pipe.png"),
+            (tarfile.DIRTYPE, "ok/folder.png"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            member.linkname = "/etc/passwd"
+            tar.addfile(member)
+    before = sorted(tmp_path.rglob("*"))
+    expected = {f"ok/{index}" for index in range(60)}
+    assert set(everything(tmp_path)) == expected
+    assert sorted(tmp_path.rglob("*")) == before
+    pickle.loads(loaded)  # the trap is a real one
+    assert (tmp_path / "owned").is_dir()
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_a_shard_cut_anywhere_is_refused(tmp_path: Path, fraction: float) -> None:
+    shard = write_shard(tmp_path / "train.tar", {f"{i}.png": picture(i) for i in range(9)})
+    data = shard.read_bytes()
+    end = 9 * 1024  # a header and a padded image each; then zeros to the end
+    for length in (int(end * fraction), int(end * fraction) // 512 * 512, end):
+        shard.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"train.tar: (cut short|not a plain tar)"):
+            open_split(tmp_path)
+    shard.write_bytes(data[: end + 512])
+    assert pqvae.datasets._index_shards([shard], tmp_path)[0]
+
+
+def test_a_shard_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "train.tar", {f"{i}.png": picture(i) for i in range(9)})
+    data = bytearray(shard.read_bytes())
+    data[3 * 1024 + 5] ^= 0xFF
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"train.tar: cut short or damaged at byte 3,072"):
+        open_split(tmp_path)
+
+
+def test_a_member_of_negative_size_does_not_loop(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("1.png")
+    member.size = -512  # the next member is this one again
+    headers = [each.tobuf(tarfile.GNU_FORMAT) for each in (tarfile.TarInfo("0.png"), member)]
+    (tmp_path / "train.tar").write_bytes(b"".join(headers) + bytes(1024))
+    with pytest.raises(UserError, match=r"train.tar: not a plain tar archive, or a damaged one"):
+        open_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"text " * 300, gzip.compress(bytes(9999))], ids=["empty", "text", "gzip"]
+)
+def test_a_tar_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "train.tar").write_bytes(data)
+    with pytest.raises(UserError, match=r"train.tar: not a plain tar archive, or a damaged one"):
+        open_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.txt": b"?"}, r"train.tar: no images in this shard$"),
+        ({"a.jpg": picture(0), "a.png": picture(0)}, r"'a' has several images \(jpg, png\); one"),
+        ({"a.png": picture(0), "a.PNG": picture(0)}, r"'a.PNG' is there twice; keys must differ"),
+        ({"a.png": picture(0), "a.cls": b"\xff\x80"}, r"'a'.cls: must hold a class number or name"),
+        ({"a.png": picture(0), "a.cls": b" \n"}, r"'a'.cls: must hold a class number or name"),
+        ({"a.png": picture(0), "a.cls": b"7"}, r"a: label 7 has no line in .*classes.txt \(its 2"),
+        ({"a.png": picture(0), "b/b.png": picture(0)}, r"1 of 2 images have no class \(first "),
+    ],
+)
+def test_a_faulty_shard_is_refused_by_name(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    for split in SPLITS:
+        write_shard(tmp_path / f"{split}.tar", members if split == "train" else {"b/x.png": b"?"})
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path)
+
+
+def test_a_faulty_list_of_classes_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train.tar", {"a.png": picture(0), "a.cls": b"0"})
+    for content in (b"cat\n\ndog", b"cat\ncat", b"\xff"):
+        (tmp_path / "classes.txt").write_bytes(content)
+        with pytest.raises(UserError, match=r"classes.txt: .*one class name per line is needed$"):
+            open_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"readme.txt": b""}, r"no images and no .tar shards in this folder$"),
+        ({"a.png": b"", "cat/b.png": b""}, r"1 of 2 images have no class \(first a.png\); put all"),
+        ({"cat/b.png": b"", "dog/b.txt": b""}, r"class folder dog has no images; fill or remove"),
+        ({"a.tar": b"", "b.png": b""}, r"holds shards \(a.tar\) and images \(b.png\); move one ki"),
+        ({"a.tar": b"", "cat/b.png": b""}, r"holds shards \(a.tar\) and images \(cat/b.png\); "),
+        ({"train/a.png": b"", "car/a.png": b""}, r"car stands beside train, so it is unclear"),
+        ({"train/a.png": b"", "train.tar": b""}, r"train.tar stands beside train, so it is uncle"),
+        ({"val/a.png": b"", "valid/a.png": b"", "train/a.png": b""}, r"both val and valid are val"),
+        ({"train/a.txt": b"", "test/a.png": b""}, r"train: no images and no .tar shards in this"),
+        ({"test/a.png": b""}, r"has no train images, only test$"),
+        ({"train-0.tar": b"", "more.tar": b""}, r"more.tar does not name its split, as other sha"),
+    ],
+)
+def test_a_folder_that_is_not_what_it_seems_is_refused(
+    tmp_path: Path, files: dict[str, bytes], message: str
+) -> None:
+    write_folder(tmp_path, files)
+    with pytest.raises(UserError, match=message) as caught:
+        open_split(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a.png": picture(0), "b.tar": b"", "b.txt": b""})
+    for name, message in (
+        ("absent", "no such file or folder; give emoji, cifar10, a folder of images"),
+        ("a.png", "not a folder and not a .tar shard; give emoji, cifar10"),
+        ("*.tgz", "matches no file; give a glob such as"),
+        ("b.*", r"matches .*b.txt, which is not a .tar shard"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_split(tmp_path / name)
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"0.png": picture(0)})
+    with pytest.raises(UserError, match=r"no images in the val split; give it some, or more ima"):
+        open_split(tmp_path, "val")
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for settings, message in (
+        ({"path": ""}, "data.path is empty"),
+        ({"image_size": 7}, "data.image_size is 7, but must be at least 8"),
+        ({"shift": -1}, "data.shift is -1"),
+        ({"shift": 17}, "data.shift is 17"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataConfig(**settings)  # type: ignore[bad-argument-type]
+
+
+# CIFAR-10.
+
+
+def test_cifar10_without_internet_is_refused_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # a port that answers nobody: no network
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of before
+    with pytest.raises(UserError, match=r"cannot be downloaded from https://.*data.path=FOLDER$"):
+        open_dataset(DataConfig(path="cifar10"), "train")
+    assert socket.getdefaulttimeout() is None
+    assert "downloading 170 MB from https://www.cs.toronto.edu" in capsys.readouterr().err
+
+
+def test_cifar10_is_read_as_torchvision_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    # Files of the real form with fewer images, and their digests in place of the real ones.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "pqvae" / "cifar10" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+
+    def write(name: str, content: object) -> list[str]:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data, usedforsecurity=False).hexdigest()]
+
+    def batch(count: int) -> dict[str, object]:
+        images = generator.integers(0, 256, (count, 3072), np.uint8)
+        return {"data": images, "labels": generator.integers(0, 2, count).tolist()}
+
+    lists = {"train_list": [write("data_batch_1", batch(60))], "test_list": [write("t", batch(9))]}
+    for name, value in lists.items():
+        monkeypatch.setattr(CIFAR10, name, value)
+    names = ["airplane", "automobile"]
+    meta = write("batches.meta", {"label_names": names})
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    )
+
+    parts = {split: open_dataset(DataConfig(path="cifar10"), split) for split in SPLITS}
+    assert len(parts["train"]) + len(parts["val"]) == 60
+    assert len(parts["val"]) > 0
+    assert len(parts["test"]) == 9
+    for split, dataset in parts.items():
+        assert dataset.class_names == tuple(names)
+        assert dataset.labels is not None
+        theirs = CIFAR10(tmp_path / "pqvae" / "cifar10", train=split != "test")
+        for index, key in enumerate(dataset.keys):
+            image, label = theirs[int(key)]
+            expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            assert torch.equal(dataset.images([index])[0], expected)
+            assert dataset.labels[index] == label
