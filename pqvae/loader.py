@@ -37,43 +37,52 @@ class BatchOrder:
         return indices
 
 
-class TrainingImages:
-    """Augmented training batches: shifted by a few pixels and mirrored where that is harmless."""
+class Augmentation:
+    """Shifts some images by a few pixels, and mirrors half of them where that is harmless."""
 
-    def __init__(
-        self, dataset: ImageDataset, config: DataConfig, batch_size: int, seed: int
-    ) -> None:
-        self.dataset, self.config, self.seed = dataset, config, seed
-        self.order = BatchOrder(len(dataset), batch_size, seed)
+    def __init__(self, dataset: ImageDataset, config: DataConfig) -> None:
+        self.shift, self.shift_share = config.shift, config.shift_share
         self.may_flip = torch.full((len(dataset),), config.flip)
         if dataset.labels is not None:
             for index, name in enumerate(dataset.class_names):
                 if name in config.no_flip_classes:
                     self.may_flip[dataset.labels == index] = False
 
+    def __call__(self, images: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Change uint8 images (B, 3, H, W), which are those at the indices (B,) of the data set."""
+        flip = (torch.rand(len(indices), generator=generator) < 0.5) & self.may_flip[indices]
+        reach = torch.where(
+            torch.rand(len(indices), generator=generator) < self.shift_share, self.shift, 0
+        )
+        offsets = (torch.rand(2, len(indices), generator=generator) * 2 - 1) * (reach + 0.5)
+        return augment(images, flip, offsets.round().long())
+
+
+class TrainingImages:
+    """The augmented training batch of any step."""
+
+    def __init__(self, dataset: ImageDataset, config: DataConfig, batch_size: int, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.order = BatchOrder(len(dataset), batch_size, seed)
+        self.augmentation = Augmentation(dataset, config)
+
     def __call__(self, step: int) -> Tensor:
         """The images of this step, float32 (B, 3, H, W) in [-1, 1]."""
         indices = self.order(step)
-        generator = generator_for(self.seed, step, 1)
         images = self.dataset.images(indices)
-        flip = (torch.rand(len(indices), generator=generator) < 0.5) & self.may_flip[indices]
-        return to_float(augment(images, flip, self.config.shift, generator))
+        return to_float(self.augmentation(images, indices, generator_for(self.seed, step, 1)))
 
 
-def augment(images: Tensor, flip: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """Mirror the chosen images, and move each by up to ``shift`` pixels; borders are repeated.
+def augment(images: Tensor, flip: Tensor, offsets: Tensor) -> Tensor:
+    """Mirror the chosen images, then move each; what enters repeats the border.
 
     Args:
         images: uint8 (B, 3, H, W).
         flip: bool (B,), which images to mirror left to right.
-        shift: The largest shift in each direction, in pixels.
-        generator: Draws the shifts.
+        offsets: int64 (2, B), pixels by which the window moves down and to the right.
     """
     B, _, H, W = images.shape
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
-    if shift == 0:
-        return images
-    offsets = torch.randint(-shift, shift + 1, (2, B), generator=generator)
     rows = (torch.arange(H) + offsets[0].unsqueeze(1)).clamp_(0, H - 1)
     columns = (torch.arange(W) + offsets[1].unsqueeze(1)).clamp_(0, W - 1)
     batch = torch.arange(B)[:, None, None]

@@ -52,11 +52,22 @@ class Prior(nn.Module):
         config: PriorConfig,
         sizes: tuple[int, ...],
         class_names: tuple[str, ...],
+        class_counts: tuple[int, ...],
         tokenizer_hash: str,
     ) -> None:
-        """Args: the config; K_i of each position; names of the classes, () when unlabelled."""
+        """Build an untrained prior.
+
+        Args:
+            config: Sizes and dropout.
+            sizes: K_i of each position.
+            class_names: () for a prior without classes.
+            class_counts: Training images of each class: how often each is to be sampled.
+            tokenizer_hash: Content hash of the tokenizer whose codes these are.
+        """
         super().__init__()
-        self.config, self.sizes, self.class_names = config, sizes, class_names
+        self.config, self.sizes = config, sizes
+        self.class_names, self.class_counts = class_names, class_counts
+        self.content_hash = ""  # set by save_pretrained and from_pretrained
         self.tokenizer_hash = tokenizer_hash
         N, K, width = len(sizes), max(sizes), config.width
         self.class_embedding = nn.Embedding(len(class_names) + 1, width)
@@ -165,6 +176,7 @@ class Prior(nn.Module):
             "prior": config_to_dict(self.config),
             "codebook_sizes": list(self.sizes),
             "class_names": list(self.class_names),
+            "class_counts": list(self.class_counts),
             "tokenizer_hash": self.tokenizer_hash,
         }
         self.content_hash = save_model(Path(folder), "prior", config, self.state_dict())
@@ -172,17 +184,20 @@ class Prior(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Prior":
-        """Load a model folder, in evaluation mode, on the CPU.
+        """Load a model or run folder, in evaluation mode, on the CPU.
 
         Raises:
             UserError: The folder is missing, damaged, or holds another kind of model.
         """
-        config, tensors, content_hash = load_model(Path(folder), "prior")
+        folder = Path(folder)
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+        config, tensors, content_hash = load_model(folder, "prior")
         try:
             prior = cls(
                 config_from_dict(PriorConfig, config["prior"], str(folder)),
                 tuple(config["codebook_sizes"]),
                 tuple(config["class_names"]),
+                tuple(config["class_counts"]),
                 config["tokenizer_hash"],
             )
             prior.load_state_dict(tensors)

@@ -339,6 +339,25 @@ def test_the_content_hash_follows_content_and_nothing_else(tmp_path: Path) -> No
     assert len({same, *others}) == 6
 
 
+def test_neither_the_order_in_a_shard_nor_its_name_matters_but_its_labels_do(
+    tmp_path: Path,
+) -> None:
+    members = {"1.png": picture(1), "1.cls": b"a", "0.png": picture(0), "0.cls": b"b"}
+    variants = {
+        "plain": members,
+        "reversed": dict(reversed(members.items())),
+        "other": {**members, "1.cls": b"b", "0.cls": b"a"},
+    }
+    opened: dict[str, ImageDataset] = {}
+    for name, variant in variants.items():
+        for split in SPLITS:
+            write_shard(tmp_path / name / f"{split}-{name}.tar", variant)
+        opened[name] = open_split(tmp_path / name)
+        assert opened[name].keys == ("0", "1")
+    assert opened["plain"].content_hash == opened["reversed"].content_hash
+    assert opened["plain"].content_hash != opened["other"].content_hash
+
+
 # Damage.
 
 

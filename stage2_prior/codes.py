@@ -1,0 +1,85 @@
+"""A data set as codes: encoded once under several augmentations, kept on disk, verified on load."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from pqvae.datasets import ImageDataset
+from pqvae.files import atomic_path
+from pqvae.images import to_float
+from pqvae.loader import Augmentation, generator_for
+from stage1_tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    codes: Tensor  # int64 (views, n, N); view 0 is the images as they are
+    labels: Tensor | None  # int64 (n,)
+
+
+def encode_dataset(
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    augmentation: Augmentation | None,
+    views: int,
+    seed: int,
+    folder: Path,
+) -> EncodedDataset:
+    """Encode a data set, or read the codes of an earlier call with the same arguments.
+
+    Args:
+        tokenizer: On the device to encode on.
+        dataset: n images.
+        augmentation: How the views after the first differ from the images; None with one view.
+        views: Number of encodings of each image, at least 1.
+        seed: Of the augmentations.
+        folder: Where the codes are kept.
+    """
+    identity = [tokenizer.content_hash, dataset.content_hash, views, seed]
+    if augmentation is not None:
+        identity += [augmentation.shift, augmentation.shift_share]
+        identity += [hashlib.sha256(augmentation.may_flip.numpy()).hexdigest()]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    path = folder / f"{key[:16]}.safetensors"
+    shape = (views, len(dataset), tokenizer.num_codes)
+    codes = _read(path, key, shape)
+    if codes is None:
+        codes = torch.empty(shape, dtype=torch.int16)
+        device = tokenizer.quantizer.scale.device
+        chunks = torch.arange(len(dataset)).split(256)
+        with tqdm(total=views * len(dataset), unit="img", desc="encoding", delay=2) as bar:
+            for view in range(views):
+                for number, indices in enumerate(chunks):
+                    images = dataset.images(indices)
+                    if view > 0 and augmentation is not None:
+                        images = augmentation(images, indices, generator_for(seed, view, number))
+                    encoded = tokenizer.encode(to_float(images).to(device))
+                    codes[view, indices] = encoded.to(codes.dtype).cpu()
+                    bar.update(len(indices))
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            save_file({"codes": codes}, temporary, {"key": key, "sha256": _digest(codes)})
+    return EncodedDataset(codes.long(), dataset.labels)
+
+
+def _digest(codes: Tensor) -> str:
+    return hashlib.sha256(codes.numpy()).hexdigest()
+
+
+def _read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The codes in the file, or None where they are missing, damaged or of something else."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        codes = load_file(path)["codes"]
+    except (OSError, KeyError, safetensors.SafetensorError):
+        return None
+    intact = metadata == {"key": key, "sha256": _digest(codes)} and codes.shape == shape
+    return codes if intact else None

@@ -1,0 +1,226 @@
+"""Stage 2 for the training loop: the root config, the task, the final report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pqvae.cli import UserError
+from pqvae.config import config_to_yaml, load_config
+from pqvae.datasets import open_dataset
+from pqvae.files import write_json
+from pqvae.images import save_grid, to_uint8
+from pqvae.loader import Augmentation, BatchOrder, generator_for
+from pqvae.logs import format_seconds, say
+from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.trainer import Evaluation, TrainerConfig, open_run, train
+from sampling.sampler import SamplingSettings, class_labels, sample_codes
+from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.training import Config as TokenizerRunConfig
+from stage2_prior.codes import EncodedDataset, encode_dataset
+from stage2_prior.prior import Prior, PriorConfig
+
+GRID_SAMPLES = 64
+GRID_SETTINGS = SamplingSettings(top_p=0.95)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    out: str = "runs/prior"  # the run folder
+    tokenizer: str = "runs/tokenizer"  # a run folder of stage 1; its data are this run's data
+    device: str = "auto"  # auto | cpu | cuda | mps
+    class_conditional: bool = True  # where the data have classes
+    views: int = 8  # encodings of each training image: itself, and others augmented
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            steps=1000,
+            batch_size=64,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            beta2=0.95,
+            evaluate_every=125,
+            patience=4,
+        )
+    )
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise ValueError(f"views must be at least 1, not {self.views}")
+
+
+class PriorTask:
+    """Stage 2 for the training loop."""
+
+    def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
+        self.config, self.runtime, self.folder = config, runtime, folder
+        tokenizer_folder = Path(config.tokenizer)
+        if not (tokenizer_folder / "model").is_dir():
+            raise UserError(
+                f"{tokenizer_folder}: no tokenizer here; "
+                f"run python -m stage1_tokenizer.train, or give tokenizer=FOLDER"
+            )
+        self.data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
+        self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(runtime.device)
+        train_images = open_dataset(self.data, "train")
+        augmentation = Augmentation(train_images, self.data)
+        self.train_codes = self.encode("train", augmentation, config.views)
+        self.val_codes = self.encode("val", None, 1)
+
+        torch.manual_seed(config.trainer.seed)
+        labels = train_images.labels if config.class_conditional else None
+        class_names = train_images.class_names if labels is not None else ()
+        counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
+        self.prior = Prior(
+            config.prior,
+            self.tokenizer.config.quantizer.sizes,
+            class_names,
+            tuple(counts.tolist()) if counts is not None else (),
+            self.tokenizer.content_hash,
+        ).to(runtime.device)
+        self.prior.see_codebooks(self.tokenizer.quantizer)
+        self.model: nn.Module = self.prior
+        self.order = BatchOrder(
+            len(train_images), config.trainer.batch_size, config.trainer.seed
+        )
+
+    def encode(self, split: Any, augmentation: Augmentation | None, views: int) -> EncodedDataset:
+        dataset = open_dataset(self.data, split)
+        folder, seed = self.folder / "codes", self.config.trainer.seed
+        return encode_dataset(self.tokenizer, dataset, augmentation, views, seed, folder)
+
+    def start(self) -> None:
+        """Nothing to prepare."""
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        indices = self.order(step)
+        generator = generator_for(self.config.trainer.seed, step, 5)
+        views = torch.randint(self.config.views, (len(indices),), generator=generator)
+        codes = self.train_codes.codes[views, indices].to(self.runtime.device)
+        labels = self.labels(self.train_codes, indices)
+        if labels is not None:
+            dropped = torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
+            labels = labels.masked_fill(dropped.to(labels.device), len(self.prior.class_names))
+        bits = self.prior.bits(codes, labels).mean()
+        return {"loss": bits}
+
+    def after_step(self, step: int) -> None:
+        """Everything learns by gradient here."""
+
+    def labels(self, encoded: EncodedDataset, indices: Tensor) -> Tensor | None:
+        if not self.prior.class_names or encoded.labels is None:
+            return None
+        return encoded.labels[indices].to(self.runtime.device)
+
+    def bits_per_code(self, prior: Prior, encoded: EncodedDataset) -> Tensor:
+        """Mean bits of each position over the unaugmented images of a split: float64 (N,)."""
+        chunks = torch.arange(encoded.codes.shape[1]).split(256)
+        device = self.runtime.device
+        bits = [
+            prior.bits(encoded.codes[0, chunk].to(device), self.labels(encoded, chunk)).cpu()
+            for chunk in chunks
+        ]
+        return torch.cat(bits).double().mean(0)
+
+    def evaluate(self, step: int) -> Evaluation:
+        bits = self.bits_per_code(self.prior, self.val_codes)
+        mean = float(bits.mean())
+        self.draw_grid(step)
+        shown = [0, 1, 3, 7, 15, 31, 63, 127]
+        text = " ".join(f"{i + 1}:{bits[i]:.2f}" for i in shown if i < len(bits))
+        return Evaluation(
+            mean,
+            f"val bits per code {mean:.3f} (position {text})",
+            {"val_bits_per_code": mean, "val_bits_per_image": float(bits.sum())},
+        )
+
+    def draw_grid(self, step: int) -> None:
+        indices = torch.arange(GRID_SAMPLES)
+        counts = self.prior.class_counts
+        labels = class_labels(0, indices, counts).sort().values if counts else None
+        codes = sample_codes(
+            self.prior, labels, indices, 0, self.tokenizer.num_codes, GRID_SETTINGS
+        )
+        (self.folder / "grids").mkdir(exist_ok=True)
+        images = to_uint8(self.tokenizer.decode(codes)).cpu()
+        save_grid(self.folder / "grids" / f"step-{step:08d}.png", images, columns=16)
+
+    def save_model(self) -> None:
+        self.prior.save_pretrained(self.folder / "model")
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.prior.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.prior.load_state_dict(state)
+
+
+def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Bits of codes (n, N) under one add-one histogram per position: float64 (N,)."""
+    costs = []
+    for position, size in enumerate(sizes):
+        counts = torch.bincount(train_codes[:, position], minlength=size).double() + 1
+        costs.append(-(counts / counts.sum()).log2()[codes[:, position]].mean())
+    return torch.stack(costs)
+
+
+@torch.inference_mode()
+def report(task: PriorTask, trained: dict[str, float]) -> dict[str, Any]:
+    """The final figures of the kept model: bits on the test and the train split."""
+    prior = Prior.from_pretrained(task.folder / "model").to(task.runtime.device)
+    test_codes = task.encode("test", None, 1)
+    test = task.bits_per_code(prior, test_codes)
+    on_train = task.bits_per_code(prior, task.train_codes)
+    unigram = unigram_bits(
+        task.train_codes.codes.flatten(0, 1), test_codes.codes[0], task.prior.sizes
+    )
+
+    def figures(bits: Tensor) -> dict[str, Any]:
+        return {
+            "bits_per_image": round(float(bits.sum()), 2),
+            "mean_bits_per_code": round(float(bits.mean()), 4),
+            "bits_per_code": [round(value, 3) for value in bits.tolist()],
+        }
+
+    return {
+        "test": figures(test),
+        "train": figures(on_train),
+        "test_unigram": figures(unigram),
+        "fixed_length_bits_per_image": sum(task.tokenizer.config.quantizer.bits),
+        "test_images": test_codes.codes.shape[1],
+        "class_conditional": bool(prior.class_names),
+        "steps": trained["steps"],
+        "sequences_seen": trained["steps"] * task.config.trainer.batch_size,
+        "seconds": round(trained["seconds"], 1),
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        "content_hash": prior.content_hash,
+        "tokenizer_hash": prior.tokenizer_hash,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def run(config: Config) -> None:
+    """Train as the config says, or go on, and write ``result.json``."""
+    folder = Path(config.out)
+    runtime = select_runtime(config.device)
+    open_run(config, folder)
+    task = PriorTask(config, runtime, folder)
+    say(f"training on {runtime}")
+    say(config_to_yaml(config))
+    trained = train(task, config.trainer, runtime, folder)
+    result = report(task, trained)
+    write_json(folder / "result.json", result)
+    say(f"took {format_seconds(result['seconds'])}")
+    bits = {name: result[name]["mean_bits_per_code"] for name in ("test", "train", "test_unigram")}
+    print(
+        f"bits per code: test {bits['test']:.3f} (unigram model {bits['test_unigram']:.3f}), "
+        f"train {bits['train']:.3f}"
+    )
+    again = "" if config.out == Config().out else f" --prior {config.out}"
+    print(
+        f"made {folder}/model; look at {folder}/grids, then: "
+        f"python -m sampling.generate --n 10000{again}"
+    )
