@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol
 
 INTERRUPTED = 130  # the shell's code for SIGINT
 
@@ -23,7 +24,11 @@ class UserError(ValueError):
     """Bad input. The message is one line: file, key or value; what is wrong; what would be right."""
 
 
-def command(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], int]:
+class EntryPoint(Protocol):
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
     """Turn ``main(argv)`` into an entry point that returns the exit code: 0, or 2 for bad input."""
 
     @functools.wraps(main)
@@ -62,7 +67,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 

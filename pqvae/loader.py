@@ -61,7 +61,9 @@ class Augmentation:
 class TrainingImages:
     """The augmented training batch of any step."""
 
-    def __init__(self, dataset: ImageDataset, config: DataConfig, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: ImageDataset, config: DataConfig, batch_size: int, seed: int
+    ) -> None:
         self.dataset, self.seed = dataset, seed
         self.order = BatchOrder(len(dataset), batch_size, seed)
         self.augmentation = Augmentation(dataset, config)

@@ -97,7 +97,8 @@ def sample_codes(
         seen = torch.cat([codes, codes]) if guided else codes
         logits, cache = prior.next_logits(seen, labels, cache)
         if guided:
-            logits = guide(*logits.chunk(2), settings.guidance)
+            conditional, unconditional = logits.chunk(2)
+            logits = guide(conditional, unconditional, settings.guidance)
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_p)
         chosen = draw(probabilities, uniform_noise(seed, indices, position))
         codes = torch.cat([codes, chosen.unsqueeze(1)], dim=1)

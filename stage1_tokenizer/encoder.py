@@ -1,8 +1,8 @@
 """Image -> latent: halve the resolution a few times, with residual blocks in between.
 
-    image --+--> conv, stride 2 -> blocks -> conv, stride 2 -> blocks ... -> norm -> 1x1 conv --(+)--> latent
-            |                                                                                     |
-            +--> one linear map per patch (starts as the principal components of patches) --------+
+    image --+--> [conv, stride 2 -> blocks] x levels -> norm -> 1x1 conv ------(+)--> latent
+            |                                                                   |
+            +--> one linear map per patch (starts as principal components) -----+
 
 The linear shortcut makes the latent a sensible one before the first step, so that the codebooks can
 start from clusters of real images; the network starts at zero beside it and learns what to add.
@@ -77,7 +77,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Every place of the map looks at every other, added to the input; the identity at the start."""
+    """Every place of the map looks at all others, added to the input; starts as the identity."""
 
     def __init__(self, width: int, head_width: int = 32) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The progressive quantizer: one latent vector <-> N ordered codes, coarse to fine.
 
-    r_0 = f,    c_i = argmin_c |r_{i-1} - e_i[c]|^2,    r_i = r_{i-1} - e_i[c_i],    f_k = e_1[c_1] + ... + e_k[c_k]
+    r_0 = f        c_i = argmin_c |r_{i-1} - e_i[c]|^2        r_i = r_{i-1} - e_i[c_i]
+    f_k = e_1[c_1] + ... + e_k[c_k] = f - r_k
 
 Each position i has a codebook e_i of its own whose entries describe the *whole* latent, so any
 prefix of codes sums to an approximation f_k of f, and each code goes where most is left to say.
@@ -100,7 +101,9 @@ class ProgressiveQuantizer(nn.Module):
         codes, residuals = [], [residual]
         for position in range(self.config.num_codes):
             chosen = self.nearest(position, residual)
-            residual = torch.addcmul(residual, self.vectors[position, chosen], self.gains[position], value=-1)
+            residual = torch.addcmul(
+                residual, self.vectors[position, chosen], self.gains[position], value=-1
+            )
             codes.append(chosen)
             residuals.append(residual)
         return torch.stack(codes, dim=1), torch.stack(residuals)
@@ -128,7 +131,7 @@ class CodebookLearner:
     """Moves the entries of a quantizer to the residuals that chose them, and revives unused ones.
 
     The moving averages are kept unscaled: instead of shrinking all sums at every step, newer
-    residuals weigh more. Only the rows of the chosen entries are touched, which makes a step several
+    residuals weigh more. Only the rows of chosen entries are touched, which makes a step several
     times cheaper; the averages are the same.
     """
 
@@ -185,7 +188,9 @@ class CodebookLearner:
         inputs = residuals[:-1]
         positions = torch.arange(N, device=codes.device).unsqueeze(1)
         rows = (positions * K + codes.T).flatten()
-        self.counts.view(-1).index_add_(0, rows, torch.full_like(rows, self.weight, dtype=torch.float32))
+        self.counts.view(-1).index_add_(
+            0, rows, torch.full_like(rows, self.weight, dtype=torch.float32)
+        )
         self.sums.view(-1, D).index_add_(0, rows, inputs.reshape(-1, D), alpha=self.weight)
 
         projections = (inputs[1:] * quantizer.vectors[positions[1:], codes.T[1:]]).sum(-1).mean(1)

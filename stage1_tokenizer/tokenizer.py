@@ -26,9 +26,9 @@ class TokenizerConfig:
 class Tokenizer(nn.Module):
     """Writes an image as N discrete codes, coarse to fine; every prefix decodes to a whole image.
 
-        tokenizer = Tokenizer.from_pretrained("runs/tokenizer")
-        codes = tokenizer.encode(images)           # (B, N)
-        rough = tokenizer.decode(codes[:, :4])     # (B, 3, H, W) from the first four codes
+    tokenizer = Tokenizer.from_pretrained("runs/tokenizer")
+    codes = tokenizer.encode(images)           # (B, N)
+    rough = tokenizer.decode(codes[:, :4])     # (B, 3, H, W) from the first four codes
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -73,7 +73,7 @@ class Tokenizer(nn.Module):
             codes: A prefix of an encoding, int64 (B, k) in [0, K), 1 <= k <= N.
 
         Returns:
-            Images, float32 (B, 3, H, W) in [-1, 1]. Equal for equal prefixes, whatever would follow.
+            Images, float32 (B, 3, H, W) in [-1, 1]; equal for equal prefixes, whatever follows.
 
         Raises:
             ValueError: k is 0 or above N, or a code is outside [0, K).
@@ -87,9 +87,7 @@ class Tokenizer(nn.Module):
         """Set the linear shortcuts to the principal components of patches of these images."""
         patch = self.config.architecture.downsampling
         channels = self.config.architecture.latent_channels
-        patches = rearrange(
-            images, "b c (h p) (w q) -> (b h w) (c p q)", p=patch, q=patch
-        )
+        patches = rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=patch, q=patch)
         mean = patches.mean(0)
         components = torch.linalg.eigh(torch.cov(patches.T)).eigenvectors[:, -channels:].T
         scale = ((patches - mean) @ components.T).std()

@@ -45,7 +45,7 @@ def encode_dataset(
     identity = [tokenizer.content_hash, dataset.content_hash, views, seed]
     if augmentation is not None:
         identity += [augmentation.shift, augmentation.shift_share]
-        identity += [hashlib.sha256(augmentation.may_flip.numpy()).hexdigest()]
+        identity += [hashlib.sha256(augmentation.may_flip.numpy().data).hexdigest()]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     path = folder / f"{key[:16]}.safetensors"
     shape = (views, len(dataset), tokenizer.num_codes)
@@ -70,7 +70,7 @@ def encode_dataset(
 
 
 def _digest(codes: Tensor) -> str:
-    return hashlib.sha256(codes.numpy()).hexdigest()
+    return hashlib.sha256(codes.numpy().data).hexdigest()
 
 
 def _read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:

@@ -6,12 +6,13 @@
           |      |       |             |
         p(c_1) p(c_2)  p(c_3)  ...   p(c_N)
 
-Every position has a vocabulary of its own. A code enters as a free embedding plus what it *means*: the
-latent f_i that the codes up to it add up to, projected to the model's width. Entries that look alike
-are thus alike to the prior too, even where it has hardly seen them.
+Every position has a vocabulary of its own. A code enters as a free embedding plus what it *means*:
+the latent f_i that the codes up to it add up to, projected to the model's width. Entries that look
+alike are thus alike to the prior too, even where it has hardly seen them.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from x_transformers import Decoder
-from x_transformers.x_transformers import LayerIntermediates
 
 from pqvae.cli import UserError
 from pqvae.config import config_from_dict, config_to_dict
 from pqvae.pretrained import load_model, save_model
 from stage1_tokenizer.quantizer import ProgressiveQuantizer
+
+with warnings.catch_warnings():  # it scripts a function on import, which torch has deprecated
+    warnings.simplefilter("ignore", FutureWarning)
+    from x_transformers import Decoder
+    from x_transformers.x_transformers import LayerIntermediates
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +42,10 @@ class PriorConfig:
     code_features: int = 128  # dimensions of the latent that the prior sees of each code
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
+        if self.width % (2 * self.heads) or self.width < 32 * self.heads:
+            raise ValueError(
+                f"width {self.width} must be an even multiple of heads {self.heads}, at least 32x"
+            )
 
 
 class Prior(nn.Module):
@@ -144,7 +150,9 @@ class Prior(nn.Module):
         sample = rows[:: max(1, len(rows) // 16384)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            _, _, directions = torch.svd_lowrank(sample, q=min(self.config.code_features, *sample.shape))
+            _, _, directions = torch.svd_lowrank(
+                sample, q=min(self.config.code_features, *sample.shape)
+            )
         features = rows @ directions
         features = F.pad(features, (0, self.config.code_features - features.shape[1]))
         # The cumulative sum of N entries has about unit size per image then.

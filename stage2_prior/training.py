@@ -82,9 +82,7 @@ class PriorTask:
         ).to(runtime.device)
         self.prior.see_codebooks(self.tokenizer.quantizer)
         self.model: nn.Module = self.prior
-        self.order = BatchOrder(
-            len(train_images), config.trainer.batch_size, config.trainer.seed
-        )
+        self.order = BatchOrder(len(train_images), config.trainer.batch_size, config.trainer.seed)
 
     def encode(self, split: Any, augmentation: Augmentation | None, views: int) -> EncodedDataset:
         dataset = open_dataset(self.data, split)
@@ -101,7 +99,9 @@ class PriorTask:
         codes = self.train_codes.codes[views, indices].to(self.runtime.device)
         labels = self.labels(self.train_codes, indices)
         if labels is not None:
-            dropped = torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
+            dropped = (
+                torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
+            )
             labels = labels.masked_fill(dropped.to(labels.device), len(self.prior.class_names))
         bits = self.prior.bits(codes, labels).mean()
         return {"loss": bits}

@@ -7,8 +7,8 @@
 
 Every emoji is composited over white and resized to 32x32. Splits are drawn by *base design*: all
 skin tones and both styles of a design, and every design that shares a 32x32 image with it (some
-flags do), fall on one side. A sample is one WebDataset member, `<category>/<code points>-<style>.webp`
-(lossless); its label is the folder.
+flags do), fall on one side. A sample is one WebDataset member, lossless, whose label is its folder:
+`<category>/<code points>-<style>.webp`.
 """
 
 import hashlib
@@ -39,7 +39,11 @@ def slug(category: str) -> str:
 def render(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB").resize((SIZE, SIZE), Image.LANCZOS)
+    return (
+        Image.alpha_composite(white, image)
+        .convert("RGB")
+        .resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    )
 
 
 def read_members(archive: Path, prefix: str) -> dict[str, bytes]:

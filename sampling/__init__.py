@@ -1,0 +1,1 @@
+"""Sampling: prior -> codes -> images."""
