@@ -1,8 +1,7 @@
 """The state of a run on disk: what the same command needs to go on where it was cut."""
 
-import pickle
+import io
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ KEPT = 2  # a state that turns out damaged falls back to the one before
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state reached after this many steps, then drop all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()  # torch hides what went wrong when it writes to a full disk itself
+    torch.save(state, buffer)
     with atomic_path(folder / f"step-{step:08d}.pt") as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
         old.unlink(missing_ok=True)
 
@@ -28,7 +29,9 @@ def load_newest_state(folder: Path) -> tuple[int, dict[str, Any]] | None:
         try:
             # weights_only: tensors, numbers and containers; nothing in the file is executed.
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        except OSError:  # no permission, and the like: the state may be a good one
+            raise
+        except Exception as error:  # the unpickler raises nearly anything on damaged bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             print(f"{path}: damaged ({reason}); trying the one before", file=sys.stderr)
             continue

@@ -21,7 +21,7 @@ _MACHINE_ERRORS = {
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: file, key or value; what is wrong; what would be right."""
+    """Bad input. One line: the file, key or value; what is wrong; what would be right."""
 
 
 class EntryPoint(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pqvae.cli import UserError
@@ -30,7 +30,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content_hash = hash_model(kind, config, tensors)
     with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))  # save_file would hide which error a full disk is
     values = {"kind": kind, "content_hash": content_hash, "config": config}
     write_json(folder / "config.json", values)
     return content_hash

@@ -80,6 +80,7 @@ class Prior(nn.Module):
         self.code_embedding = nn.Embedding(N * K, width)
         self.position_embedding = nn.Parameter(torch.zeros(N, width))
         self.feature_projection = nn.Linear(config.code_features, width, bias=False)
+        self.head_projection = nn.Linear(config.code_features, width, bias=False)
         self.layers = Decoder(
             dim=width,
             depth=config.depth,
@@ -102,6 +103,7 @@ class Prior(nn.Module):
         nn.init.normal_(self.class_embedding.weight, std=0.02)
         nn.init.normal_(self.code_embedding.weight, std=0.02)
         nn.init.normal_(self.head, std=0.02)
+        nn.init.zeros_(self.head_projection.weight)
         illegal = torch.arange(K) >= torch.tensor(sizes).unsqueeze(1)
         self.register_buffer("illegal", illegal, persistent=False)
 
@@ -174,7 +176,9 @@ class Prior(nn.Module):
 
     def _logits(self, hidden: Tensor, first: int) -> Tensor:
         last = first + hidden.shape[1]
-        logits = torch.einsum("bnd,nkd->bnk", hidden, self.head[first:last])
+        meaning = F.normalize(self.code_features[first:last], dim=2)
+        head = self.head[first:last] + self.head_projection(meaning)
+        logits = torch.einsum("bnd,nkd->bnk", hidden, head)
         logits = logits.float() + self.head_bias[first:last]
         return logits.masked_fill(self.illegal[first:last], -torch.inf)
 

@@ -1,0 +1,69 @@
+"""Command: any picture at k = 1, 2, 4 ... N codes, as a strip with the bits below."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pqvae.cli import Parser, UserError, command
+
+EXAMPLES = """\
+  python -m stage1_tokenizer.reconstruct photo.jpg
+  python -m stage1_tokenizer.reconstruct a.png b.png --tokenizer runs/photos --out strips.png"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; --help answers before torch is imported."""
+    parser = Parser(
+        "stage1_tokenizer.reconstruct", "Draw pictures as prefixes of their codes.", EXAMPLES
+    )
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, a row each")
+    add("--tokenizer", type=Path, default=Path("runs/tokenizer"), metavar="DIR")
+    add("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE")
+    add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
+    args = parser.parse_args(argv)
+    if not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
+
+    import torch
+    from PIL import Image
+
+    from pqvae.images import ImageError, decode_image, psnr, save_grid
+    from pqvae.runtime import select_device
+    from stage1_tokenizer import Tokenizer
+    from stage1_tokenizer.training import prefix_grid, reconstruct
+
+    tokenizer = Tokenizer.from_pretrained(args.tokenizer).to(select_device(args.device))
+    size = tokenizer.config.image_size
+    originals = []
+    for path in args.images:
+        try:
+            originals.append(decode_image(path.read_bytes(), size))
+        except (FileNotFoundError, IsADirectoryError):
+            raise UserError(f"{path}: no such picture file") from None
+        except ImageError as error:
+            raise UserError(f"{path}: {error}; a picture file is needed") from None
+        with Image.open(path) as image:
+            if image.size != (size, size):
+                print(
+                    f"{path}: {image.width}x{image.height} pixels, cut and resized to {size}x{size}"
+                )
+    images = torch.stack(originals)
+    lengths = prefix_grid(tokenizer.num_codes)
+    rows = reconstruct(tokenizer, images, lengths)
+    for path, values in zip(
+        args.images, torch.stack([psnr(row, images) for row in rows], dim=1), strict=True
+    ):
+        text = "  ".join(f"{k}:{value:.2f}" for k, value in zip(lengths, values, strict=True))
+        print(f"{path}: PSNR in dB by prefix length  {text}")
+    bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
+    captions = [*(f"{bits[k - 1]:.0f} bits" for k in lengths), "original"]
+    strip = torch.stack([*rows, images], dim=1).flatten(0, 1)
+    zoom = max(1, 64 // size)
+    save_grid(args.out, strip, columns=len(captions), captions=captions, zoom=zoom)
+    print(f"made {args.out}: one row for each picture, {lengths} codes, original last")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What the tests share: synthetic images, one tiny trained tokenizer, one tiny run folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pqvae.images import encode_png, to_uint8
+from pqvae.loader import generator_for
+from pqvae.optim import adamw
+from stage1_tokenizer import train
+from stage1_tokenizer.encoder import ArchitectureConfig
+from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective
+from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig
+from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
+
+BlobImages = Callable[[int, int, int], Tensor]
+
+SIZE = 16  # pixels
+CLASSES = ("circles", "squares", "stripes")
+IMAGES_PER_CLASS = {"train": 22, "val": 4, "test": 4}
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    tokenizer: Path  # the run folder that `stage1_tokenizer.train` made
+    data: Path  # train/, val/ and test/ with the classes circles, squares and stripes: 90 PNGs
+
+
+def draw_blobs(n: int, size: int, seed: int) -> Tensor:
+    """Smooth pictures: a colour gradient behind two soft blobs; float (n, 3, size, size), [-1, 1].
+
+    The same seed gives the same pictures, and more of them begin with the same ones.
+    """
+    line = torch.linspace(-1, 1, size)
+    y, x = line[:, None], line[None, :]
+    pictures = []
+    for index in range(n):
+        generator = generator_for(seed, index)
+        colours = torch.rand(4, 3, 1, 1, generator=generator) * 2 - 1
+        picture = colours[0] * x + colours[1] * y
+        for colour in colours[2:]:
+            centre_y, centre_x, radius = torch.rand(3, generator=generator).tolist()
+            distance = (y - 2 * centre_y + 1) ** 2 + (x - 2 * centre_x + 1) ** 2
+            share = torch.exp(-distance / (0.1 + 0.3 * radius))
+            picture = picture * (1 - share) + colour * share
+        pictures.append(picture.clamp(-1, 1))
+    return torch.stack(pictures)
+
+
+@pytest.fixture(scope="session")
+def blob_images() -> BlobImages:
+    """``blob_images(n, size, seed)``: see ``draw_blobs``."""
+    return draw_blobs
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """A tokenizer of 16x16 blobs with codebooks of mixed sizes, really trained. Do not change it.
+
+    It has never seen the blobs of seeds other than 0.
+    """
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(
+        TokenizerConfig(
+            image_size=SIZE,
+            architecture=ArchitectureConfig(
+                widths=(16, 32), encoder_blocks=(0, 1), decoder_blocks=(0, 1), latent_channels=4
+            ),
+            quantizer=QuantizerConfig(num_codes=6, codebook_sizes=(16, 16, 8, 32, 16, 16)),
+        )
+    )
+    steps, images = 60, draw_blobs(512, SIZE, 0)
+    learner = CodebookLearner(tokenizer.quantizer)
+    objective = TokenizerObjective(tokenizer, ObjectiveConfig())
+    optimizer = adamw(tokenizer, weight_decay=0.0, beta2=0.99)
+    tokenizer.start_from(images)
+    with torch.no_grad():
+        learner.initialize(tokenizer.encoder(images), generator_for(0))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - step / steps)
+        generator = generator_for(0, step)
+        batch = images[torch.randint(len(images), (32,), generator=generator)]
+        losses, codes, residuals = objective(batch, generator, learner)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        learner.update(codes, residuals, learner.decay(step / steps))
+    return tokenizer.eval()
+
+
+def draw_class(name: str, seed: int) -> Tensor:
+    """A picture that its class can be told from: uint8 (3, SIZE, SIZE)."""
+    generator = generator_for(seed, CLASSES.index(name))
+    ink, paper = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
+    centre_y, centre_x, radius = torch.rand(3, generator=generator).tolist()
+    line = torch.arange(SIZE).float()
+    y, x = line[:, None] - 5 - 5 * centre_y, line[None, :] - 5 - 5 * centre_x
+    radius = 3 + 3 * radius
+    inside = {
+        "circles": (y**2 + x**2 < radius**2),
+        "squares": (y.abs() < radius) & (x.abs() < radius),
+        "stripes": (torch.sin(y * 2 / (radius - 1)) > 0).expand(SIZE, SIZE),
+    }[name]
+    return to_uint8(torch.where(inside, ink, paper))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run folder and its data, made by the real training command. Do not change either."""
+    base = tmp_path_factory.mktemp("tiny")
+    for split_index, (split, count) in enumerate(IMAGES_PER_CLASS.items()):
+        for name in CLASSES:
+            folder = base / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                png = encode_png(draw_class(name, 1000 * split_index + index))
+                (folder / f"{index:02d}.png").write_bytes(png)
+    out = base / "tokenizer"
+    code = train.main(
+        [
+            f"out={out}",
+            "device=cpu",
+            f"data.path={base / 'data'}",
+            f"data.image_size={SIZE}",
+            "data.shift=1",
+            "architecture.widths=16,32",
+            "architecture.encoder_blocks=0,1",
+            "architecture.decoder_blocks=0,1",
+            "architecture.latent_channels=4",
+            "quantizer.num_codes=6",
+            "quantizer.codebook_sizes=16",
+            "trainer.steps=30",
+            "trainer.batch_size=32",
+            "trainer.learning_rate=2e-3",
+            "trainer.evaluate_every=15",
+        ]
+    )
+    assert code == 0
+    return TinyRun(tokenizer=out, data=base / "data")

@@ -1,0 +1,316 @@
+"""The progressive quantizer against slow references: choice, sums, learning, revival."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pqvae.loader import generator_for
+from stage1_tokenizer.quantizer import (
+    CodebookLearner,
+    ProgressiveQuantizer,
+    QuantizerConfig,
+    code_entropy_bits,
+)
+
+MIXED = (8, 3, 16, 2, 5)
+DIM = 6
+
+
+def quantizer_of(sizes: tuple[int, ...], seed: int = 0, **config: float) -> ProgressiveQuantizer:
+    """Random entries: of any norm at the first position, of one norm at each later one."""
+    settings = QuantizerConfig(num_codes=len(sizes), codebook_sizes=sizes, **config)  # type: ignore[bad-argument-type]
+    quantizer = ProgressiveQuantizer(settings, DIM)
+    learner = CodebookLearner(quantizer)
+    generator = generator_for(seed)
+    for position, size in enumerate(sizes):
+        values = torch.randn(size, DIM, generator=generator)
+        learner._set_rows(position, torch.arange(size), values, torch.ones(size))
+        if position > 0:
+            quantizer.gains[position] = 1.5 / (position + 1)
+    return quantizer
+
+
+def latents_of(n: int, seed: int = 1) -> Tensor:
+    return torch.randn(n, DIM, generator=generator_for(seed))
+
+
+def entries_of(quantizer: ProgressiveQuantizer, position: int) -> Tensor:
+    """The K_i entries of a position, float64."""
+    size = quantizer.config.sizes[position]
+    return (quantizer.vectors[position, :size] * quantizer.gains[position]).double()
+
+
+@pytest.mark.parametrize("sizes", [(16, 16, 16), MIXED])
+def test_chosen_entry_is_the_nearest_of_its_codebook(sizes: tuple[int, ...]) -> None:
+    quantizer = quantizer_of(sizes)
+    latents = latents_of(200)
+    codes, residuals = quantizer.quantize(latents)
+    for row in range(len(latents)):
+        for position in range(len(sizes)):
+            residual = residuals[position, row].double()
+            distances = [
+                float(((residual - entry) ** 2).sum()) for entry in entries_of(quantizer, position)
+            ]
+            chosen = int(codes[row, position])
+            assert chosen < sizes[position]
+            # Float32 may take either of two entries that are equally far but for rounding.
+            assert distances[chosen] <= min(distances) + 1e-5
+
+
+def test_padding_is_never_chosen_even_for_a_residual_of_zero() -> None:
+    # Padding rows are zero vectors: by distance alone they would be the nearest to zero.
+    codes, _ = quantizer_of(MIXED).quantize(torch.zeros(4, DIM))
+    assert (codes < torch.tensor(MIXED)).all()
+
+
+def test_prefix_sum_and_remaining_residual_make_the_latent() -> None:
+    quantizer = quantizer_of(MIXED)
+    latents = latents_of(50)
+    codes, residuals = quantizer.quantize(latents)
+    assert torch.equal(residuals[0], latents)
+    for k in range(1, len(MIXED) + 1):
+        f_k = sum(entries_of(quantizer, i)[codes[:, i]] for i in range(k))
+        assert torch.allclose(f_k + residuals[k].double(), latents.double(), atol=1e-5)
+        assert torch.allclose(quantizer.dequantize(codes[:, :k]), latents - residuals[k], atol=1e-5)
+
+
+def test_equal_prefixes_sum_alike_to_the_bit_whatever_follows() -> None:
+    quantizer = quantizer_of(MIXED)
+    codes, _ = quantizer.quantize(latents_of(50))
+    others, _ = quantizer.quantize(latents_of(50, seed=2))
+    for k in range(1, len(MIXED) + 1):
+        mixed = torch.cat([codes[:, :k], others[:, k:]], dim=1)
+        assert torch.equal(
+            quantizer.dequantize(mixed[:, :k]), quantizer.dequantize(codes[:, :k].clone())
+        )
+
+
+def test_codes_of_a_row_depend_on_that_row_alone() -> None:
+    quantizer = quantizer_of(MIXED)
+    latents = latents_of(64)
+    codes, _ = quantizer.quantize(latents)
+    order = torch.randperm(64, generator=generator_for(3))
+    assert torch.equal(quantizer.quantize(latents[order])[0], codes[order])
+    alone = torch.cat([quantizer.quantize(row[None])[0] for row in latents])
+    assert torch.equal(alone, codes)
+
+
+@pytest.mark.parametrize("k", [0, len(MIXED) + 1])
+def test_prefix_lengths_out_of_range_are_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"1 to {len(MIXED)} codes, but got {k}"):
+        quantizer_of(MIXED).dequantize(torch.zeros(2, k, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("position", range(len(MIXED)))
+def test_codes_outside_their_own_codebook_are_refused(position: int) -> None:
+    quantizer = quantizer_of(MIXED)
+    codes = torch.zeros(2, len(MIXED), dtype=torch.int64)
+    codes[1, position] = MIXED[position] - 1
+    quantizer.dequantize(codes)
+    for bad in (-1, MIXED[position]):
+        codes[1, position] = bad
+        with pytest.raises(ValueError, match="codes must lie in"):
+            quantizer.dequantize(codes)
+
+
+def test_entries_follow_plain_moving_averages() -> None:
+    quantizer = quantizer_of(MIXED)
+    learner = CodebookLearner(quantizer)
+    # As left by `initialize`: every entry is the mean of what has been counted for it.
+    for position, size in enumerate(MIXED):
+        values = entries_of(quantizer, position).float()
+        learner._set_rows(position, torch.arange(size), values, torch.full((size,), 2.0))
+    sums, counts = learner.sums.double(), learner.counts.double()
+    entries = [entries_of(quantizer, position) for position in range(len(MIXED))]
+    gains = quantizer.gains.double()
+
+    rescaled = 0
+    for step in range(60):
+        decay = 0.5 + 0.2 * step / 60  # small ones, so that the newest weight passes its limit
+        codes, residuals = quantizer.quantize(latents_of(20, seed=100 + step) * 1.3)
+        weight_before = learner.weight
+        learner.update(codes, residuals, decay)
+        rescaled += learner.weight < weight_before
+
+        for position in range(len(MIXED)):
+            inputs, chosen = residuals[position].double(), codes[:, position]
+            if position > 0:
+                directions = entries[position][chosen] / gains[position]
+                projection = (inputs * directions).sum(1).mean()
+                gains[position] = decay * gains[position] + (1 - decay) * projection
+            sums[position] *= decay
+            counts[position] *= decay
+            for row, entry in enumerate(chosen.tolist()):
+                sums[position, entry] += inputs[row]
+                counts[position, entry] += 1
+            size = MIXED[position]
+            if position == 0:
+                entries[0] = sums[0, :size] / counts[0, :size, None]
+            else:
+                norms = sums[position, :size].norm(dim=1, keepdim=True)
+                entries[position] = sums[position, :size] / norms * gains[position]
+
+    assert rescaled >= 2
+    # Float32 sums of a few hundred terms against float64 ones.
+    assert torch.allclose(learner.sums.double() / learner.weight, sums, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(learner.counts.double() / learner.weight, counts, rtol=1e-4)
+    for position in range(len(MIXED)):
+        assert torch.allclose(
+            entries_of(quantizer, position), entries[position], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_entries_of_a_later_position_share_one_norm() -> None:
+    quantizer = quantizer_of(MIXED)
+    learner = CodebookLearner(quantizer)
+    learner.initialize(latents_of(300), generator_for(0))
+    for step in range(30):
+        codes, residuals = quantizer.quantize(latents_of(16, seed=step))
+        learner.update(codes, residuals, 0.9)
+        learner.revive(residuals, generator_for(1, step))
+    for position in range(1, len(MIXED)):
+        norms = entries_of(quantizer, position).norm(dim=1)
+        assert torch.allclose(norms, quantizer.gains[position].double(), rtol=1e-5)
+    first = entries_of(quantizer, 0).norm(dim=1)
+    assert first.max() > 1.1 * first.min()
+
+
+def test_revival_replaces_exactly_the_rare_entries_by_residuals_of_the_batch() -> None:
+    quantizer = quantizer_of((8, 6, 16), revive_below=0.5)
+    learner = CodebookLearner(quantizer)
+    learner.counts[0, :8] = torch.tensor([10, 10, 4.9, 10, 0, 10, 20, 15.1])  # mean 10
+    learner.counts[1, :6] = torch.tensor([1, 1, 1, 1, 1, 1.0])  # mean 1: none is rare
+    learner.counts[2, :16] = torch.tensor([4.0] * 8 + [1.0] * 4 + [3.0] * 4)  # mean 3
+    rare = [{2, 4}, set(), set(range(8, 12))]
+    vectors, counts = quantizer.vectors.clone(), learner.counts.clone()
+    _, residuals = quantizer.quantize(latents_of(32))
+    learner.revive(residuals, generator_for(5))
+
+    for position in range(3):
+        changed = (quantizer.vectors[position] != vectors[position]).any(1).nonzero().squeeze(1)
+        assert set(changed.tolist()) == rare[position]
+        size = quantizer.config.sizes[position]
+        batch = residuals[position]
+        batch = batch if position == 0 else batch / batch.norm(dim=1, keepdim=True)
+        for row in rare[position]:
+            difference = (quantizer.vectors[position, row] - batch).abs().amax(1)
+            assert difference.min() < 1e-6
+            # A revived entry starts with the mean count: not rare at the next look.
+            assert learner.counts[position, row] == counts[position, :size].mean()
+        kept = [row for row in range(size) if row not in rare[position]]
+        assert torch.equal(learner.counts[position, kept], counts[position, kept])
+    again = quantizer.vectors.clone()
+    learner.revive(residuals, generator_for(6))
+    assert torch.equal(quantizer.vectors, again)
+
+
+def test_nearest_choice_stays_exact_after_learning_and_revival() -> None:
+    # The first codebook keeps half the squared norms beside its entries: they must stay in step.
+    quantizer = quantizer_of(MIXED, revive_below=0.9)
+    learner = CodebookLearner(quantizer)
+    learner.initialize(latents_of(300), generator_for(0))
+    for step in range(5):
+        codes, residuals = quantizer.quantize(latents_of(16, seed=step))
+        learner.update(codes, residuals, 0.7)
+        learner.revive(residuals, generator_for(1, step))
+    codes, residuals = quantizer.quantize(latents_of(100, seed=50))
+    for position in range(len(MIXED)):
+        distances = torch.cdist(residuals[position].double(), entries_of(quantizer, position))
+        chosen = distances.gather(1, codes[:, position, None]).squeeze(1)
+        assert torch.allclose(chosen, distances.amin(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_start_from_data_leaves_less_residual_than_random_entries(seed: int) -> None:
+    # Correlated data, as latents are: there is something to find.
+    mixing = torch.randn(DIM, DIM, generator=generator_for(9, seed))
+    encoded = 3 * latents_of(2000, seed=seed) @ mixing
+    quantizer = quantizer_of(MIXED)
+    CodebookLearner(quantizer).initialize(encoded, generator_for(seed))
+    latents = quantizer.normalize(encoded)
+    assert float(latents.std()) == pytest.approx(1, rel=1e-4)
+    codes, residuals = quantizer.quantize(latents)
+    energy = residuals.square().mean((1, 2))
+    assert (energy.diff() < 0).all()  # every position takes something away
+
+    _, by_random = quantizer_of(MIXED, seed=seed).quantize(latents)
+    assert energy[-1] < 0.8 * by_random[-1].square().mean()
+    for position, size in enumerate(MIXED):
+        assert codes[:, position].unique().numel() == size
+
+
+def test_decay_goes_from_start_to_end_with_a_geometric_middle() -> None:
+    config = QuantizerConfig(num_codes=1, decay_start=0.9, decay_end=0.999)
+    learner = CodebookLearner(ProgressiveQuantizer(config, DIM))
+    for progress, decay in ((0.0, 0.9), (0.5, 0.99), (1.0, 0.999)):
+        assert learner.decay(progress) == pytest.approx(decay, rel=1e-9)
+
+
+def test_scale_follows_the_standard_deviation_of_the_encoder() -> None:
+    quantizer = quantizer_of(MIXED)
+    learner = CodebookLearner(quantizer)
+    encoded = 7 * latents_of(500)
+    for _ in range(300):
+        learner.update_scale(encoded)
+    assert float(quantizer.normalize(encoded).std()) == pytest.approx(1, rel=1e-3)
+
+
+def test_entropy_of_uniform_codes_is_log2_of_their_number_and_of_constant_ones_zero() -> None:
+    uniform = torch.arange(64) % 16
+    skewed = torch.tensor([0] * 32 + [1] * 16 + [2] * 16)  # 1/2, 1/4, 1/4: 1.5 bits
+    codes = torch.stack([uniform, torch.full((64,), 3), skewed], dim=1)
+    assert code_entropy_bits(codes, (16, 16, 5)) == pytest.approx([4, 0, 1.5], abs=1e-12)
+
+
+def test_usage_counts_entropy_and_dead_entries_of_each_codebook() -> None:
+    learner = CodebookLearner(quantizer_of((8, 4)))
+    learner.counts[0, :8] = torch.tensor([5.0] * 4 + [0.0] * 4)  # 2 bits, 4 dead
+    learner.counts[1, :4] = 3.0  # 2 bits, none dead
+    entropy, dead = learner.usage()
+    assert entropy == pytest.approx(2)
+    assert dead == 4
+
+
+def test_bits_are_log2_of_the_codebook_sizes() -> None:
+    assert QuantizerConfig(num_codes=3, codebook_sizes=(256,)).bits == (8, 8, 8)
+    mixed = QuantizerConfig(num_codes=2, codebook_sizes=(2, 10)).bits
+    assert mixed == pytest.approx((1, math.log2(10)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_codes": 0}, "num_codes is 0"),
+        ({"num_codes": 4, "codebook_sizes": (8, 8)}, "codebook_sizes has 2 numbers"),
+        ({"num_codes": 2, "codebook_sizes": (8, 1)}, "at least 2 each"),
+        ({"num_codes": 2, "codebook_sizes": ()}, "codebook_sizes has 0 numbers"),
+        ({"decay_start": 0.9, "decay_end": 0.8}, "decay_start and decay_end"),
+        ({"decay_start": 0.9, "decay_end": 1.0}, "decay_start and decay_end"),
+        ({"decay_start": 0.0, "decay_end": 0.9}, "decay_start and decay_end"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantizerConfig(**settings)  # type: ignore[bad-argument-type]
+
+
+def test_learner_state_round_trip_goes_on_alike() -> None:
+    def steps(learner: CodebookLearner, seeds: range) -> None:
+        for seed in seeds:
+            codes, residuals = learner.quantizer.quantize(latents_of(16, seed=seed))
+            learner.update(codes, residuals, 0.9)
+
+    straight, cut = CodebookLearner(quantizer_of(MIXED)), CodebookLearner(quantizer_of(MIXED))
+    for learner in (straight, cut):
+        learner.initialize(latents_of(300), generator_for(0))
+    steps(straight, range(10))
+    steps(cut, range(4))
+    resumed = CodebookLearner(quantizer_of(MIXED, seed=7))
+    resumed.quantizer.load_state_dict(cut.quantizer.state_dict())
+    resumed.load_state_dict(cut.state_dict())
+    steps(resumed, range(4, 10))
+    assert torch.equal(resumed.sums, straight.sums)
+    assert torch.equal(resumed.quantizer.vectors, straight.quantizer.vectors)
+    assert torch.equal(resumed.quantizer.gains, straight.quantizer.gains)
