@@ -125,12 +125,12 @@ def _reference_config(samples: "Samples", path: str | None) -> "DataConfig":
     from pqvae.datasets import DataConfig
 
     record = samples.folder / "samples.json"
-    data = samples.record.get("data")
-    if path is None and data is None:
-        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
-    if data is not None and not isinstance(data, dict):
+    data = samples.record.get("data", {})
+    if not isinstance(data, dict):
         raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
-    if path is not None and (data is None or data.get("path") != path):
+    if path is None and not data:
+        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
+    if path is not None and data.get("path") != path:
         data = {"path": path, "image_size": samples.size}
     config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
     if config.image_size != samples.size:

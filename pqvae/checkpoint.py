@@ -26,11 +26,10 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
 def load_newest_state(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """The newest readable state as (steps done, state), or None; damaged files are named."""
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
+        data = io.BytesIO(path.read_bytes())  # so that no permission is not taken for damage
         try:
             # weights_only: tensors, numbers and containers; nothing in the file is executed.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:  # no permission, and the like: the state may be a good one
-            raise
+            state = torch.load(data, map_location="cpu", weights_only=True)
         except Exception as error:  # the unpickler raises nearly anything on damaged bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             print(f"{path}: damaged ({reason}); trying the one before", file=sys.stderr)

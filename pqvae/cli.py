@@ -17,6 +17,7 @@ _MACHINE_ERRORS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a file stands where a folder is needed",
 }
 
 
@@ -35,9 +36,13 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
     def run(argv: Sequence[str] | None = None) -> int:
         try:
             main(argv)
+            sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except OSError as error:
             if error.errno not in _MACHINE_ERRORS:
                 raise
@@ -47,9 +52,6 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
             return INTERRUPTED
-        except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         return 0
 
     return run

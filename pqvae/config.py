@@ -11,7 +11,17 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
@@ -176,13 +186,17 @@ def _field_types(cls: type["DataclassInstance"]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+def _is_section(kind: Any) -> TypeGuard["type[DataclassInstance]"]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
 def _schema(cls: type["DataclassInstance"], prefix: str = "") -> dict[str, Any]:
     """Every dotted key with its type, sections (fields of dataclass type) included."""
     schema: dict[str, Any] = {}
     for name, kind in _field_types(cls).items():
         schema[prefix + name] = kind
-        if dataclasses.is_dataclass(kind):
-            schema.update(_schema(kind, f"{prefix}{name}."))  # type: ignore[bad-argument-type]
+        if _is_section(kind):
+            schema.update(_schema(kind, f"{prefix}{name}."))
     return schema
 
 
@@ -208,7 +222,7 @@ def _converted(
             key = f"{prefix}{name}"
             if key not in schema:
                 raise UserError(f"{source}: unknown key {key!r}{_suggestion(key, schema)}")
-            if dataclasses.is_dataclass(schema[key]):
+            if _is_section(schema[key]):
                 if isinstance(value, Mapping):
                     visit(value, f"{key}.")
                 elif value not in (None, ""):  # a section whose lines are all comments is empty
@@ -225,7 +239,7 @@ def _converted(
     return changes
 
 
-def _suggestion(key: str, schema: Mapping[str, Any]) -> str:
+def _suggestion(key: str, schema: dict[str, Any]) -> str:
     near = difflib.get_close_matches(key, schema, n=1)
     if not near:  # perhaps the section is wrong or missing, and only the name is right
         by_name = {known.rpartition(".")[2]: known for known in reversed(schema)}
@@ -247,9 +261,9 @@ def _build(
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         key, kind = prefix + field.name, _field_types(cls)[field.name]
-        if dataclasses.is_dataclass(kind):
+        if _is_section(kind):
             section = getattr(default, field.name) if default is not None else _default(field)
-            arguments[field.name] = _build(kind, changes, source, f"{key}.", section)  # type: ignore[bad-argument-type, bad-specialization]
+            arguments[field.name] = _build(kind, changes, source, f"{key}.", section)
         elif key in changes:
             arguments[field.name] = changes[key]
         elif default is None and _required(field):

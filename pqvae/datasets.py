@@ -8,7 +8,6 @@ Nothing that is read here is ever unpickled, executed or extracted to disk. (CIF
 exception: its files are pickles, which torchvision reads only after checking their digest.)
 """
 
-import functools
 import glob
 import hashlib
 import http.client
@@ -17,11 +16,10 @@ import re
 import socket
 import stat
 import sys
-import tarfile
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,16 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from webdataset.tariterators import base_plus_ext
 
 from pqvae.cli import UserError
 from pqvae.images import ImageError, decode_image
+from pqvae.shards import Sample, is_image, list_shards
 
 Split = Literal["train", "val", "test"]
 
-IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"]
-)
 IN_MEMORY_BYTES = 1 << 30  # decoded images up to this stay in memory
 MAX_UNREADABLE = 0.01  # a larger share of damaged images is not an accident
 
@@ -53,7 +48,6 @@ _SPLIT_FOLDERS: dict[str, Split] = {
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|test)(?![a-z])")
 # A split that a source lacks: the train samples whose key hashes into this interval of [0, 1).
 _CARVED: dict[Split, tuple[float, float]] = {"test": (0.0, 0.10), "val": (0.10, 0.15)}
-_SHARD_META = re.compile(r"__[^/]*__($|/)")  # webdataset passes these members over, too
 _SOURCES = "emoji, cifar10, a folder of images or of .tar shards, or a glob of shards"
 
 
@@ -79,35 +73,6 @@ class DataConfig:
             raise ValueError(f"data.shift_share is {self.shift_share}, but must be 0 to 1")
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    key: str
-    label: str | None
-    source: Path | bytes  # the file or shard that holds the encoded image; or the encoded image
-    offset: int
-    size: int  # bytes
-
-    @property
-    def place(self) -> str:  # for messages
-        # No member of a tar lies at offset 0, where its first header is.
-        shard = self.source.name if isinstance(self.source, Path) and self.offset else ""
-        key = self.key if self.key.isprintable() else repr(self.key)
-        return f"{shard}: {key}" if shard else key
-
-    def read(self) -> bytes:
-        if isinstance(self.source, bytes):
-            return self.source
-        try:
-            with open(self.source, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise ImageError(error.strerror or str(error)) from error
-        if len(data) < self.size:
-            raise ImageError("shorter than when it was listed")
-        return data
-
-
 class ImageDataset:
     """One split of a data set; ``open_dataset`` makes it.
 
@@ -129,7 +94,7 @@ class ImageDataset:
     content_hash: str
 
     def __init__(
-        self, name: str, samples: Sequence[_Sample], class_names: tuple[str, ...], image_size: int
+        self, name: str, samples: Sequence[Sample], class_names: tuple[str, ...], image_size: int
     ) -> None:
         samples = sorted(samples, key=lambda sample: sample.key)
         self.name = name
@@ -224,20 +189,23 @@ def _natural_order(name: str) -> tuple[int, str]:
     return (int(name), name) if name.isascii() and name.isdecimal() else (sys.maxsize, name)
 
 
-def _carve(splits: dict[Split, list[_Sample]]) -> dict[Split, list[_Sample]]:
+def _carve(splits: dict[Split, list[Sample]]) -> dict[Split, list[Sample]]:
     missing = {split: bounds for split, bounds in _CARVED.items() if split not in splits}
     if "train" not in splits or not missing:
         return splits
-    carved: dict[Split, list[_Sample]] = {**splits, "train": [], **{split: [] for split in missing}}
+    carved: dict[Split, list[Sample]] = {**splits, "train": [], **{split: [] for split in missing}}
     for sample in splits["train"]:
         digest = hashlib.sha256(sample.key.encode("utf-8", "surrogateescape")).digest()
         fraction = int.from_bytes(digest[:8]) / 2**64
-        split = next((s for s, (low, high) in missing.items() if low <= fraction < high), "train")
+        split: Split = "train"
+        for candidate, (low, high) in missing.items():
+            if low <= fraction < high:
+                split = candidate
         carved[split].append(sample)
     return carved
 
 
-def _check_labels(path: str, samples: Sequence[_Sample]) -> None:
+def _check_labels(path: str, samples: Sequence[Sample]) -> None:
     bare = [sample for sample in samples if sample.label is None]
     if bare and len(bare) < len(samples):
         raise UserError(
@@ -249,7 +217,7 @@ def _check_labels(path: str, samples: Sequence[_Sample]) -> None:
 # Sources: what there is, as samples by split.
 
 
-def _find_samples(path: str) -> tuple[dict[Split, list[_Sample]], tuple[str, ...]]:
+def _find_samples(path: str) -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
     """The samples of each split that the source has of its own, and the classes it lists."""
     if path == "emoji":
         return _shard_samples(path, sorted(_BUILT_IN.glob("emoji-*.tar")))
@@ -273,17 +241,17 @@ def _find_samples(path: str) -> tuple[dict[Split, list[_Sample]], tuple[str, ...
     return _shard_samples(path, matches)
 
 
-def _folder_samples(folder: Path) -> tuple[dict[Split, list[_Sample]], tuple[str, ...]]:
+def _folder_samples(folder: Path) -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
     split_folders = _split_folders(folder)
     if not split_folders:
         if shards := _shards_in(folder):
             return _shard_samples(str(folder), shards)
         return {"train": _image_files(folder)}, ()
-    splits: dict[Split, list[_Sample]] = {}
+    splits: dict[Split, list[Sample]] = {}
     listed: tuple[str, ...] = ()
     for split, subfolder in split_folders.items():
         if shards := _shards_in(subfolder):
-            splits[split], found = _index_shards(shards, folder)
+            splits[split], found = list_shards(shards, folder)
             listed = listed or found
         else:
             splits[split] = _image_files(subfolder)
@@ -307,7 +275,7 @@ def _split_folders(folder: Path) -> dict[Split, Path]:
         if entry in splits.values() or not _is_visible(entry):
             continue
         is_folder = entry.is_dir() and not entry.is_symlink()
-        if _is_image(entry) or entry.suffix == ".tar" or (is_folder and _walk(entry)[0]):
+        if is_image(entry) or entry.suffix == ".tar" or (is_folder and _walk(entry)[0]):
             raise UserError(
                 f"{folder}: {entry.name} stands beside {next(iter(splits.values())).name}, so it "
                 "is unclear whether folders are splits or classes; move it out"
@@ -329,10 +297,6 @@ def _is_visible(path: Path) -> bool:
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix[1:].lower() in IMAGE_EXTENSIONS
-
-
 def _walk(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Images, plain subfolders and linked subfolders, relative to the folder; links end there."""
 
@@ -348,13 +312,13 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
         for name in folders:
             (linked if os.path.islink(os.path.join(parent, name)) else plain).append(here / name)
         visible = (here / name for name in files if _is_visible(Path(name)))
-        images += [path for path in visible if _is_image(path)]
+        images += [path for path in visible if is_image(path)]
     return sorted(images), plain, linked
 
 
-def _image_files(folder: Path) -> list[_Sample]:
+def _image_files(folder: Path) -> list[Sample]:
     images, plain, linked = _walk(folder)
-    samples: list[_Sample] = []
+    samples: list[Sample] = []
     for image in images:
         size = 0
         try:
@@ -365,7 +329,7 @@ def _image_files(folder: Path) -> list[_Sample]:
         except OSError:
             pass  # a dangling link: reading will fail, and be counted and named
         label = image.parts[0] if len(image.parts) > 1 else None
-        samples.append(_Sample(image.as_posix(), label, folder / image, 0, size))
+        samples.append(Sample(image.as_posix(), label, folder / image, 0, size))
     note = f"; linked folders are not followed ({linked[0]})" if linked else ""
     if not samples:
         raise UserError(f"{folder}: no images and no .tar shards in this folder{note}")
@@ -379,12 +343,9 @@ def _image_files(folder: Path) -> list[_Sample]:
     return samples
 
 
-# WebDataset shards.
-
-
 def _shard_samples(
     path: str, shards: Sequence[Path]
-) -> tuple[dict[Split, list[_Sample]], tuple[str, ...]]:
+) -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
     by_split: dict[Split | None, list[Path]] = {}
     for shard in shards:
         match = _SPLIT_IN_NAME.search(shard.name.lower())
@@ -395,136 +356,18 @@ def _shard_samples(
             f"{path}: {by_split[None][0].name} does not name its split, as other shards do; give "
             "every shard's name the word train, val or test, or none's"
         )
-    splits: dict[Split, list[_Sample]] = {}
+    splits: dict[Split, list[Sample]] = {}
     listed: tuple[str, ...] = ()
     for split, group in by_split.items():
-        splits[split or "train"], found = _index_shards(group, shards[0].parent)
+        splits[split or "train"], found = list_shards(group, shards[0].parent)
         listed = listed or found
     return splits, listed
-
-
-def _index_shards(shards: Sequence[Path], folder: Path) -> tuple[list[_Sample], tuple[str, ...]]:
-    """The samples of all shards, and the class names that ``classes.txt`` in the folder lists."""
-    samples: list[_Sample] = []
-    for shard in shards:
-        status = shard.stat()
-        samples += _index_shard(shard, status.st_mtime_ns, status.st_size)
-    if not samples:
-        raise UserError(
-            f"{shards[0]}: no images in this shard{' or the others' * (len(shards) > 1)}"
-        )
-    if len({sample.key for sample in samples}) < len(samples):  # each shard counts from 0
-        samples = [replace(s, key=f"{Path(s.source).stem}/{s.key}") for s in samples]  # type: ignore[bad-argument-type]
-    listed = _listed_classes(folder / "classes.txt")
-    numbered = [s for s in samples if s.label is not None and s.label.isdecimal()]
-    if not listed or not numbered:
-        return samples, ()
-    for sample in numbered:
-        if int(sample.label or 0) >= len(listed):
-            raise UserError(
-                f"{sample.place}: label {sample.label} has no line in {folder / 'classes.txt'} "
-                f"(its {len(listed)} lines are labels 0 to {len(listed) - 1})"
-            )
-    names = {str(index): name for index, name in enumerate(listed)}
-    return [replace(s, label=names.get(s.label or "", s.label)) for s in samples], listed
-
-
-def _listed_classes(path: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(path.read_text(encoding="utf-8").split("\n"))
-    except FileNotFoundError:
-        return ()
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a text file; one class name per line is needed") from error
-    names = tuple(name.strip() for name in names)
-    while names and not names[-1]:
-        names = names[:-1]
-    if len(set(names)) < len(names) or "" in names:
-        raise UserError(f"{path}: an empty or repeated line; one class name per line is needed")
-    return names
-
-
-@functools.cache
-def _index_shard(shard: Path, modified_ns: int, size: int) -> tuple[_Sample, ...]:
-    """The images in a shard; time and size are arguments so that a changed shard is read anew."""
-    samples: list[_Sample] = []
-    with open(shard, "rb") as file:
-        for key, members in _members_by_key(shard).items():
-            suffixes = [s for s in members if s in IMAGE_EXTENSIONS]
-            suffixes = suffixes or [s for s in members if _is_image(Path(f"x.{s}"))]
-            if not suffixes:
-                continue
-            if len(suffixes) > 1:
-                raise UserError(
-                    f"{shard}: {key!r} has several images ({', '.join(suffixes)}); one is needed"
-                )
-            label = key.split("/")[0] if "/" in key else None
-            if "cls" in members:
-                offset, length = members["cls"]
-                file.seek(offset)
-                label = _parse_label(file.read(min(length, 1000)), f"{shard}: {key!r}.cls")
-            samples.append(_Sample(key, label, shard, *members[suffixes[0]]))
-    return tuple(samples)
-
-
-def _parse_label(data: bytes, place: str) -> str:
-    try:
-        label = data.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        label = ""
-    if not label or not label.isprintable() or len(label) > 200:
-        raise UserError(f"{place}: must hold a class number or name")
-    return str(int(label)) if label.isascii() and label.isdecimal() else label
-
-
-def _members_by_key(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Sample key -> extension -> (offset, size): names are split as webdataset splits them."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, offset, size in _members(shard):
-        name = name.removeprefix("./")
-        if name.startswith("/") or ".." in name.split("/") or _SHARD_META.match(name):
-            continue
-        key, suffix = base_plus_ext(name)
-        if key is None:
-            continue  # hidden, or without an extension
-        members = samples.setdefault(key, {})
-        if suffix.lower() in members:
-            raise UserError(f"{shard}: {name!r} is there twice; keys must differ within a shard")
-        members[suffix.lower()] = (offset, size)
-    return samples
-
-
-def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of each plain file in a tar; links, devices and folders are not."""
-    end = 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            while (member := tar.next()) is not None:
-                if tar.offset <= end:  # a negative size would lead round in a circle
-                    raise tarfile.ReadError("a member of negative size")
-                end = tar.offset
-                tar.members.clear()  # else the list grows by a kilobyte a member
-                if member.isreg() and not member.issparse():
-                    yield member.name, member.offset_data, member.size
-            # tarfile takes a damaged header, or the end of the file, for the end of the archive;
-            # the real end is a block of zeros.
-            file = tar.fileobj
-            assert file is not None
-            file.seek(tar.offset)
-            complete = file.read(512) == bytes(512)
-            end = tar.offset
-    except OSError:
-        raise
-    except Exception as error:  # tarfile raises nearly anything on damaged input
-        raise UserError(f"{shard}: not a plain tar archive, or a damaged one ({error})") from error
-    if not complete:
-        raise UserError(f"{shard}: cut short or damaged at byte {end:,}; copy it again")
 
 
 # CIFAR-10.
 
 
-def _cifar10_samples() -> tuple[dict[Split, list[_Sample]], tuple[str, ...]]:
+def _cifar10_samples() -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
     from torchvision.datasets import CIFAR10  # seconds to import, and rarely needed
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -555,14 +398,14 @@ def _cifar10_samples() -> tuple[dict[Split, list[_Sample]], tuple[str, ...]]:
             ) from error
         finally:
             socket.setdefaulttimeout(timeout)
-    splits: dict[Split, list[_Sample]] = {}
+    splits: dict[Split, list[Sample]] = {}
     for split in ("train", "test"):
         part = parts[split]
         splits[split] = []
         for index, (pixels, label) in enumerate(zip(part.data, part.targets, strict=True)):
             data = b"P6 32 32 255\n" + pixels.tobytes()  # a PPM file: then it is like any other
             key = f"{index:05d}"
-            splits[split].append(_Sample(key, part.classes[label], data, 0, len(data)))
+            splits[split].append(Sample(key, part.classes[label], data, 0, len(data)))
     return splits, ()
 
 
@@ -574,8 +417,8 @@ def _threads() -> int:
 
 
 def _decode_all(
-    name: str, samples: Sequence[_Sample], size: int
-) -> tuple[Tensor, list[_Sample], list[str]]:
+    name: str, samples: Sequence[Sample], size: int
+) -> tuple[Tensor, list[Sample], list[str]]:
     """Decode all images.
 
     Returns:
@@ -598,7 +441,7 @@ def _decode_all(
     chunks = [range(i, min(i + 64, len(samples))) for i in range(0, len(samples), 64)]
     digests: list[str] = []
     readable: list[int] = []
-    unreadable: list[tuple[_Sample, ImageError]] = []
+    unreadable: list[tuple[Sample, ImageError]] = []
     with ThreadPoolExecutor(_threads()) as pool:  # Pillow decodes outside of Python's lock
         results = pool.map(decode, chunks)
         bar = tqdm(results, f"reading {name}", len(chunks), leave=False, disable=None, delay=2)
@@ -615,7 +458,7 @@ def _decode_all(
     return tensor, [samples[index] for index in readable], digests
 
 
-def _report(name: str, unreadable: Sequence[tuple[_Sample, ImageError]], total: int) -> None:
+def _report(name: str, unreadable: Sequence[tuple[Sample, ImageError]], total: int) -> None:
     count = len(unreadable)
     reasons = [f"{sample.place} ({error})" for sample, error in unreadable]
     if count > MAX_UNREADABLE * total:

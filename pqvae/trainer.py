@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from pqvae.files import atomic_path
 from pqvae.logs import RunLog, say
 from pqvae.optim import adamw, clip_gradients, learning_rate
 from pqvae.runtime import Runtime
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +82,7 @@ class Task(Protocol):
 # Changing these does not make it another run.
 HARMLESS_KEYS = {"trainer.steps", "trainer.log_every", "trainer.evaluate_every", "device", "out"}
 
-C = TypeVar("C")
+C = TypeVar("C", bound="DataclassInstance")
 
 
 def open_run(config: C, folder: Path) -> None:
@@ -90,8 +93,8 @@ def open_run(config: C, folder: Path) -> None:
     """
     path = folder / "config.yaml"
     if path.exists():
-        before = load_config(type(config), path, [])  # type: ignore[bad-specialization]
-        changed = [key for key in changed_keys(before, config) if key not in HARMLESS_KEYS]  # type: ignore[bad-argument-type]
+        before = load_config(type(config), path, [])
+        changed = [key for key in changed_keys(before, config) if key not in HARMLESS_KEYS]
         if changed:
             raise UserError(
                 f"{folder} holds a run with another {', '.join(changed)}; "
@@ -101,7 +104,7 @@ def open_run(config: C, folder: Path) -> None:
         raise UserError(f"{folder} exists and is not a run folder; choose another one (out=...)")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        temporary.write_text(config_to_yaml(config))  # type: ignore[bad-argument-type]
+        temporary.write_text(config_to_yaml(config))
 
 
 def train(task: Task, config: TrainerConfig, runtime: Runtime, folder: Path) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Decoder(nn.Module):
             finer = config.widths[level - 1] if level > 0 else 3
             layers.append(nn.ConvTranspose2d(width, finer, 4, stride=2, padding=1))
         nn.init.zeros_(layers[-1].weight)  # type: ignore[bad-argument-type]
+        nn.init.zeros_(layers[-1].bias)  # type: ignore[bad-argument-type]
         self.network = nn.Sequential(*layers)
         patch = config.downsampling
         self.shortcut = nn.ConvTranspose2d(config.latent_channels, 3, patch, stride=patch)

@@ -118,6 +118,7 @@ class Encoder(nn.Module):
             channels = width
         head = nn.Conv2d(channels, config.latent_channels, 1)
         nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)  # type: ignore[bad-argument-type]
         self.network = nn.Sequential(*layers, group_norm(channels), nn.SiLU(), head)
         patch = config.downsampling
         self.shortcut = nn.Conv2d(3, config.latent_channels, patch, stride=patch)

@@ -17,6 +17,10 @@ from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective
 from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
+# Tensors here are so small that threads cost more than they give: many times the run time where
+# another program keeps a core busy.
+torch.set_num_threads(1)
+
 BlobImages = Callable[[int, int, int], Tensor]
 
 SIZE = 16  # pixels

@@ -84,7 +84,7 @@ def test_decoder_sees_the_drawn_prefix_and_its_gradient_passes_straight_through(
     assert torch.allclose(passage.latent_gradient, passage.decoder_gradient, rtol=1e-4, atol=1e-9)
 
     decoded = passage.tokenizer.decoder(passage.decoder_input.detach(), passage.lengths)
-    error = float((decoded - images).square().mean())
+    error = float((decoded.detach() - images).square().mean())
     assert float(passage.losses["mse"]) == pytest.approx(error, rel=1e-4)
     assert float(passage.losses["loss"].detach()) == pytest.approx(error, rel=1e-4)
 

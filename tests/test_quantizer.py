@@ -241,6 +241,17 @@ def test_start_from_data_leaves_less_residual_than_random_entries(seed: int) -> 
         assert codes[:, position].unique().numel() == size
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_start_from_repeated_data_still_uses_every_entry(seed: int) -> None:
+    # 48 different latents, 20 times each: two of 32 entries start at the same one for certain
+    # (but for a chance of 1e-7), and one of the two is then never chosen.
+    encoded = latents_of(48, seed=seed).repeat(20, 1)
+    quantizer = quantizer_of((32,))
+    CodebookLearner(quantizer).initialize(encoded, generator_for(seed))
+    codes, _ = quantizer.quantize(quantizer.normalize(encoded))
+    assert codes.unique().numel() == 32
+
+
 def test_decay_goes_from_start_to_end_with_a_geometric_middle() -> None:
     config = QuantizerConfig(num_codes=1, decay_start=0.9, decay_end=0.999)
     learner = CodebookLearner(ProgressiveQuantizer(config, DIM))

@@ -34,6 +34,13 @@ def test_prefix_decodes_alike_whatever_follows(
         assert images.shape == (8, 3, SIZE, SIZE)
         assert images.dtype == torch.float32
         assert images.abs().max() <= 1
+        lengths = torch.full((8,), k)
+        with torch.inference_mode():
+            latents = tiny_tokenizer.quantizer.dequantize(codes[:, :k])
+            expected = tiny_tokenizer.decoder(latents, lengths).clamp(-1, 1)
+            told_otherwise = tiny_tokenizer.decoder(latents, lengths % 6 + 1).clamp(-1, 1)
+        assert torch.equal(images, expected)  # from the prefix alone, with its length told
+        assert not torch.allclose(images, told_otherwise, atol=1e-3)
         # And each code says something: one more gives other images.
         assert before is None or not torch.allclose(images, before, atol=0.01)
         before = images
