@@ -27,8 +27,8 @@ class QuantizerConfig:
     codebook_sizes: tuple[int, ...] = (256,)  # K_i: entries of each position, or one for all
     decay_start: float = 0.97  # of the moving averages, at the start of training ...
     decay_end: float = 0.9997  # ... and at its end; 1 - decay falls geometrically between
-    revive_below: float = 0.1  # entries used less than this share of the mean start anew
-    revive_every: int = 20  # steps between two looks for such entries
+    revive_below: float = 0.1  # entries used less than this share of the mean start anew ...
+    revive_every: int = 100  # ... judged by their use in the last so many steps
 
     def __post_init__(self) -> None:
         if self.num_codes < 1:
@@ -142,6 +142,10 @@ class CodebookLearner:
         self.weight = 1.0  # of a residual that arrives now
         self.sums = torch.zeros_like(quantizer.vectors)  # (N, K, D)
         self.counts = torch.zeros_like(quantizer.biases)  # (N, K)
+        # Uses in the present window and in the one before. The averages remember too long for this:
+        # an entry that nothing chooses any more would live on by its past.
+        self.recent = torch.zeros_like(quantizer.biases)
+        self.window = torch.ones_like(quantizer.biases)
 
     def decay(self, progress: float) -> float:
         """Decay of the moving averages at a progress in [0, 1]."""
@@ -188,9 +192,9 @@ class CodebookLearner:
         inputs = residuals[:-1]
         positions = torch.arange(N, device=codes.device).unsqueeze(1)
         rows = (positions * K + codes.T).flatten()
-        self.counts.view(-1).index_add_(
-            0, rows, torch.full_like(rows, self.weight, dtype=torch.float32)
-        )
+        ones = torch.ones_like(rows, dtype=torch.float32)
+        self.counts.view(-1).index_add_(0, rows, ones, alpha=self.weight)
+        self.recent.view(-1).index_add_(0, rows, ones)
         self.sums.view(-1, D).index_add_(0, rows, inputs.reshape(-1, D), alpha=self.weight)
 
         projections = (inputs[1:] * quantizer.vectors[positions[1:], codes.T[1:]]).sum(-1).mean(1)
@@ -209,26 +213,27 @@ class CodebookLearner:
 
     @torch.no_grad()
     def revive(self, residuals: Tensor, generator: torch.Generator) -> None:
-        """Replace entries used under ``revive_below`` of the mean by residuals of this batch."""
-        quantizer = self.quantizer
-        for position, size in enumerate(quantizer.config.sizes):
-            counts = self.counts[position, :size]
-            mean = counts.mean()
-            rows = (counts < quantizer.config.revive_below * mean).nonzero().squeeze(1)
-            if len(rows) == 0:
-                continue
-            batch = residuals.shape[1]
-            drawn = torch.randint(batch, (len(rows),), generator=generator).to(rows.device)
-            self._set_rows(position, rows, residuals[position, drawn], mean)
+        """Replace entries used under ``revive_below`` of the mean by residuals of this batch.
+
+        Ends the window in which uses are counted; ``residuals`` (N + 1, B, D) as from ``quantize``.
+        """
+        config = self.quantizer.config
+        for position, size in enumerate(config.sizes):
+            uses = self.recent[position, :size]
+            rows = (uses < config.revive_below * uses.mean()).nonzero().squeeze(1)
+            if len(rows) > 0:
+                drawn = torch.randint(residuals.shape[1], (len(rows),), generator=generator)
+                values = residuals[position, drawn.to(rows.device)]
+                self._set_rows(position, rows, values, self.counts[position, :size].mean())
+        self.window, self.recent = self.recent, torch.zeros_like(self.recent)
 
     def usage(self) -> tuple[float, int]:
-        """Mean entropy of the recent codes in bits, and entries used under 1% of the mean."""
+        """Mean entropy of the codes of the last full window in bits, and its unused entries."""
         entropy, dead = 0.0, 0
-        for position, size in enumerate(self.quantizer.config.sizes):
-            shares = self.counts[position, :size].double()
-            shares = shares / shares.sum()
+        for uses, size in zip(self.window, self.quantizer.config.sizes, strict=True):
+            shares = uses[:size].double() / uses[:size].sum()
             entropy -= float(torch.special.xlogy(shares, shares).sum()) / math.log(2)
-            dead += int((shares < 0.01 / size).sum())
+            dead += int((shares == 0).sum())
         return entropy / self.quantizer.config.num_codes, dead
 
     def _set_rows(self, position: int, rows: Tensor, values: Tensor, count: Tensor) -> None:
@@ -242,12 +247,18 @@ class CodebookLearner:
             quantizer.vectors[position, rows] = F.normalize(values, dim=1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        weight = torch.tensor(self.weight, dtype=torch.float64)
-        return {"sums": self.sums, "counts": self.counts, "weight": weight}
+        """All that ``update`` and ``revive`` carry from step to step."""
+        return {
+            "sums": self.sums,
+            "counts": self.counts,
+            "recent": self.recent,
+            "window": self.window,
+            "weight": torch.tensor(self.weight, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sums.copy_(state["sums"])
-        self.counts.copy_(state["counts"])
+        for name in ("sums", "counts", "recent", "window"):
+            getattr(self, name).copy_(state[name])
         self.weight = float(state["weight"])
 
 

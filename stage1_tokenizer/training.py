@@ -23,7 +23,7 @@ from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
 START_IMAGES = 8192  # augmented images that the codebooks start from
-CODE_STATISTICS_IMAGES = 100_000  # training images at most for entropy and dead entries
+IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
 
 
@@ -152,20 +152,20 @@ def measure_psnr(
     return torch.cat(values, dim=1).mean(1).tolist()
 
 
-def encode_images(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> Tensor:
-    """Codes int64 (n, N) of the data set's images, as they are, at most ``limit`` of them."""
+def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
+    """Codes int64 (n, N) of augmented training images, enough to judge every entry's use."""
+    needed = IMAGES_PER_ENTRY * max(task.config.quantizer.sizes)
+    steps = range(-(-needed // task.config.trainer.batch_size))
     device = tokenizer.quantizer.scale.device
-    indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
-    chunks = [to_float(dataset.images(chunk)).to(device) for chunk in indices.split(256)]
-    return torch.cat([tokenizer.encode(images).cpu() for images in chunks])
+    return torch.cat([tokenizer.encode(task.batches(step).to(device)).cpu() for step in steps])
 
 
 def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
-    """The final figures of the kept model, on the test split and on the training codes."""
+    """The final figures of the kept model, on the test split and on training codes."""
     tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
     test_images = open_dataset(task.config.data, "test")
     values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
-    codes = encode_images(tokenizer, task.train_images, CODE_STATISTICS_IMAGES)
+    codes = training_codes(tokenizer, task)
     sizes = task.config.quantizer.sizes
     used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
     return {

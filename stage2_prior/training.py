@@ -65,6 +65,7 @@ class PriorTask:
         self.data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
         self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(runtime.device)
         train_images = open_dataset(self.data, "train")
+        open_run(config, folder)  # whatever can be refused has been: now the folder is touched
         augmentation = Augmentation(train_images, self.data)
         self.train_codes = self.encode("train", augmentation, config.views)
         self.val_codes = self.encode("val", None, 1)
@@ -151,10 +152,16 @@ class PriorTask:
         self.prior.save_pretrained(self.folder / "model")
 
     def state_dict(self) -> dict[str, Any]:
-        return self.prior.state_dict()
+        return {"prior": self.prior.state_dict(), "tokenizer_hash": self.prior.tokenizer_hash}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.prior.load_state_dict(state)
+        before, now = state["tokenizer_hash"], self.prior.tokenizer_hash
+        if before != now:
+            raise UserError(
+                f"{self.folder} was trained on tokenizer {before[:8]}, but {self.config.tokenizer} "
+                f"is {now[:8]}; choose another folder (out=...) or remove it"
+            )
+        self.prior.load_state_dict(state["prior"])
 
 
 def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -206,7 +213,6 @@ def run(config: Config) -> None:
     """Train as the config says, or go on, and write ``result.json``."""
     folder = Path(config.out)
     runtime = select_runtime(config.device)
-    open_run(config, folder)
     task = PriorTask(config, runtime, folder)
     say(f"training on {runtime}")
     say(config_to_yaml(config))

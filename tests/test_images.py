@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from pqvae.images import (
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[bad-argument-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -41,7 +42,7 @@ def filled(mode: str, colour: int | tuple[int, ...]) -> Image.Image:
     return Image.new(mode, (16, 16), colour)
 
 
-def palette(**options: int) -> bytes:
+def palette(**options: Any) -> bytes:
     image = Image.new("P", (16, 16), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     return encoded(image, **options)

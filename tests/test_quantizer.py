@@ -180,9 +180,10 @@ def test_entries_of_a_later_position_share_one_norm() -> None:
 def test_revival_replaces_exactly_the_rare_entries_by_residuals_of_the_batch() -> None:
     quantizer = quantizer_of((8, 6, 16), revive_below=0.5)
     learner = CodebookLearner(quantizer)
-    learner.counts[0, :8] = torch.tensor([10, 10, 4.9, 10, 0, 10, 20, 15.1])  # mean 10
-    learner.counts[1, :6] = torch.tensor([1, 1, 1, 1, 1, 1.0])  # mean 1: none is rare
-    learner.counts[2, :16] = torch.tensor([4.0] * 8 + [1.0] * 4 + [3.0] * 4)  # mean 3
+    learner.counts.copy_(torch.arange(48).view(3, 16) + 1)  # the long memory decides nothing
+    learner.recent[0, :8] = torch.tensor([10, 10, 4.9, 10, 0, 10, 20, 15.1])  # mean 10
+    learner.recent[1, :6] = torch.tensor([1, 1, 1, 1, 1, 1.0])  # mean 1: none is rare
+    learner.recent[2, :16] = torch.tensor([4.0] * 8 + [1.0] * 4 + [3.0] * 4)  # mean 3
     rare = [{2, 4}, set(), set(range(8, 12))]
     vectors, counts = quantizer.vectors.clone(), learner.counts.clone()
     _, residuals = quantizer.quantize(latents_of(32))
@@ -197,13 +198,29 @@ def test_revival_replaces_exactly_the_rare_entries_by_residuals_of_the_batch() -
         for row in rare[position]:
             difference = (quantizer.vectors[position, row] - batch).abs().amax(1)
             assert difference.min() < 1e-6
-            # A revived entry starts with the mean count: not rare at the next look.
+            # A revived entry starts with the mean count: it moves no faster than the others.
             assert learner.counts[position, row] == counts[position, :size].mean()
         kept = [row for row in range(size) if row not in rare[position]]
         assert torch.equal(learner.counts[position, kept], counts[position, kept])
     again = quantizer.vectors.clone()
-    learner.revive(residuals, generator_for(6))
+    learner.revive(residuals, generator_for(6))  # a new window, in which nothing was counted
     assert torch.equal(quantizer.vectors, again)
+
+
+def test_window_of_uses_counts_every_choice_since_the_last_revival() -> None:
+    quantizer = quantizer_of(MIXED)
+    learner = CodebookLearner(quantizer)
+    learner.initialize(latents_of(300), generator_for(0))
+    uses = torch.zeros_like(learner.recent)
+    for step in range(3):
+        codes, residuals = quantizer.quantize(latents_of(16, seed=step))
+        learner.update(codes, residuals, 0.9)
+        for position in range(len(MIXED)):
+            uses[position] += torch.bincount(codes[:, position], minlength=max(MIXED))
+    assert torch.equal(learner.recent, uses)
+    learner.revive(residuals, generator_for(1))
+    assert torch.equal(learner.window, uses)
+    assert not learner.recent.any()
 
 
 def test_nearest_choice_stays_exact_after_learning_and_revival() -> None:
@@ -277,8 +294,8 @@ def test_entropy_of_uniform_codes_is_log2_of_their_number_and_of_constant_ones_z
 
 def test_usage_counts_entropy_and_dead_entries_of_each_codebook() -> None:
     learner = CodebookLearner(quantizer_of((8, 4)))
-    learner.counts[0, :8] = torch.tensor([5.0] * 4 + [0.0] * 4)  # 2 bits, 4 dead
-    learner.counts[1, :4] = 3.0  # 2 bits, none dead
+    learner.window[0, :8] = torch.tensor([5.0] * 4 + [0.0] * 4)  # 2 bits, 4 dead
+    learner.window[1, :4] = 3.0  # 2 bits, none dead
     entropy, dead = learner.usage()
     assert entropy == pytest.approx(2)
     assert dead == 4
