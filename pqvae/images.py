@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from pqvae.files import atomic_path
+
 # A picture above this is a decompression bomb, or at least not what anybody meant to train on.
 MAX_PIXELS = 100_000_000
 # Named, as Pillow would otherwise also run Ghostscript on a file that turns out to be PostScript.
@@ -114,6 +116,5 @@ def save_grid(
     for column, caption in enumerate(captions):
         centre = gap + column * cell_w + W * zoom // 2
         draw.text((centre, rows * cell_h + gap + 1), caption, (60, 60, 60), anchor="ma")
-    temporary = path.with_name(path.name + ".tmp")
-    canvas.save(temporary, "PNG")
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, "PNG")

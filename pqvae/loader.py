@@ -55,7 +55,7 @@ class Augmentation:
             torch.rand(len(indices), generator=generator) < self.shift_share, self.shift, 0
         )
         offsets = (torch.rand(2, len(indices), generator=generator) * 2 - 1) * (reach + 0.5)
-        return augment(images, flip, offsets.round().long())
+        return augment(images, flip, offsets.round().long().clamp(-self.shift, self.shift))
 
 
 class TrainingImages:

@@ -114,6 +114,8 @@ class ProgressiveQuantizer(nn.Module):
         Raises:
             ValueError: k is 0 or above N, or a code is outside [0, K_i).
         """
+        if codes.ndim != 2:
+            raise ValueError(f"codes must be (B, k), not {tuple(codes.shape)}")
         k, N = codes.shape[1], self.config.num_codes
         if not 1 <= k <= N:
             raise ValueError(f"a prefix has 1 to {N} codes, but got {k}")

@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from PIL import Image
 
-    from pqvae.images import ImageError, decode_image, psnr, save_grid
+    from pqvae.images import ImageError, decode_image, psnr
     from pqvae.runtime import select_device
     from stage1_tokenizer import Tokenizer
-    from stage1_tokenizer.training import prefix_grid, reconstruct
+    from stage1_tokenizer.training import prefix_grid, save_prefix_grid
 
     tokenizer = Tokenizer.from_pretrained(args.tokenizer).to(select_device(args.device))
     size = tokenizer.config.image_size
@@ -51,18 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
     images = torch.stack(originals)
     lengths = prefix_grid(tokenizer.num_codes)
-    rows = reconstruct(tokenizer, images, lengths)
-    for path, values in zip(
-        args.images, torch.stack([psnr(row, images) for row in rows], dim=1), strict=True
-    ):
-        text = "  ".join(f"{k}:{value:.2f}" for k, value in zip(lengths, values, strict=True))
+    rows = save_prefix_grid(args.out, tokenizer, images, lengths)
+    values = torch.stack([psnr(row, images) for row in rows], dim=1)
+    for path, row in zip(args.images, values, strict=True):
+        text = "  ".join(f"{k}:{value:.2f}" for k, value in zip(lengths, row, strict=True))
         print(f"{path}: PSNR in dB by prefix length  {text}")
-    bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
-    captions = [*(f"{bits[k - 1]:.0f} bits" for k in lengths), "original"]
-    strip = torch.stack([*rows, images], dim=1).flatten(0, 1)
-    zoom = max(1, 64 // size)
-    save_grid(args.out, strip, columns=len(captions), captions=captions, zoom=zoom)
-    print(f"made {args.out}: one row for each picture, {lengths} codes, original last")
+    print(f"made {args.out}: a row for each picture, original last")
 
 
 if __name__ == "__main__":

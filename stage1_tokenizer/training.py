@@ -58,6 +58,28 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int]) ->
     return torch.stack([to_uint8(tokenizer.decode(codes[:, :k])).cpu() for k in lengths])
 
 
+def save_prefix_grid(
+    path: Path, tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int]
+) -> list[Tensor]:
+    """Draw uint8 images (B, 3, H, W), a row each, at every prefix length, the original last.
+
+    Returns:
+        The reconstructions, uint8 (B, 3, H, W), one for each length.
+    """
+    decoded = list(reconstruct(tokenizer, images, lengths))
+    bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
+    captions = [f"k={k}, {bits[k - 1]:.0f} bits" for k in lengths]
+    columns = torch.stack([*decoded, images], dim=1).flatten(0, 1)
+    zoom = max(1, 96 // images.shape[-1])
+    save_grid(path, columns, len(lengths) + 1, captions=[*captions, "original"], zoom=zoom)
+    return decoded
+
+
+def spread(dataset: ImageDataset, count: int) -> Tensor:
+    """This many images from all over a data set, uint8 (count, 3, H, W)."""
+    return dataset.images(torch.linspace(0, len(dataset) - 1, count).long())
+
+
 class TokenizerTask:
     """Stage 1 for the training loop."""
 
@@ -117,16 +139,9 @@ class TokenizerTask:
         return Evaluation(-sum(values) / len(values), text, scalars)
 
     def draw_grid(self, step: int) -> None:
-        rows = torch.linspace(0, len(self.val_images) - 1, GRID_IMAGES).long()
-        originals = self.val_images.images(rows)
-        columns = [*reconstruct(self.tokenizer, originals, self.lengths), originals]
         (self.folder / "grids").mkdir(exist_ok=True)
-        save_grid(
-            self.folder / "grids" / f"step-{step:08d}.png",
-            torch.stack(columns, dim=1).flatten(0, 1),
-            columns=len(columns),
-            captions=[*(f"k={k}" for k in self.lengths), "original"],
-        )
+        path = self.folder / "grids" / f"step-{step:08d}.png"
+        save_prefix_grid(path, self.tokenizer, spread(self.val_images, GRID_IMAGES), self.lengths)
 
     def save_model(self) -> None:
         self.tokenizer.save_pretrained(self.folder / "model")
@@ -166,6 +181,8 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     test_images = open_dataset(task.config.data, "test")
     values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
     codes = training_codes(tokenizer, task)
+    images = spread(test_images, GRID_IMAGES)
+    save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths)
     sizes = task.config.quantizer.sizes
     used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
     return {
@@ -200,4 +217,7 @@ def run(config: Config) -> None:
     text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
     print(f"test PSNR in dB by prefix length  {text}")
     again = "" if config.out == Config().out else f" tokenizer={config.out} out={config.out}-prior"
-    print(f"made {folder}/model; look at {folder}/grids, then: python -m stage2_prior.train{again}")
+    print(
+        f"made {folder}/model; look at {folder}/prefixes.png, "
+        f"then: python -m stage2_prior.train{again}"
+    )

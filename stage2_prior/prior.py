@@ -91,6 +91,7 @@ class Prior(nn.Module):
             attn_dropout=config.dropout,
             rotary_pos_emb=True,
             use_rmsnorm=True,
+            ff_mult=8 / 3,  # as many weights as a plain feed-forward of 4 (Shazeer 2020)
             ff_glu=True,
             ff_swish=True,
             ff_no_bias=True,
@@ -143,6 +144,14 @@ class Prior(nn.Module):
             inputs = self._embed_codes(codes)[:, -1:]
         hidden, cache = self.layers(inputs, cache=cache, return_hiddens=True)
         return self._logits(hidden, position).squeeze(1), cache
+
+    @torch.no_grad()
+    def start_from(self, codes: Tensor) -> None:
+        """Start as the unigram model of training codes (n, N), an add-one histogram a position."""
+        for position, size in enumerate(self.sizes):
+            counts = torch.bincount(codes[:, position], minlength=size) + 1.0
+            self.head_bias[position, :size] = (counts / counts.mean()).log()
+        nn.init.zeros_(self.head)
 
     @torch.no_grad()
     def see_codebooks(self, quantizer: ProgressiveQuantizer) -> None:

@@ -91,7 +91,7 @@ class PriorTask:
         return encode_dataset(self.tokenizer, dataset, augmentation, views, seed, folder)
 
     def start(self) -> None:
-        """Nothing to prepare."""
+        self.prior.start_from(self.train_codes.codes.flatten(0, 1))
 
     def loss(self, step: int) -> dict[str, Tensor]:
         indices = self.order(step)
