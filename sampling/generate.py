@@ -161,6 +161,8 @@ def _open_folder(folder: Path, record: dict[str, Any]) -> list[int]:
     path = folder / "samples.json"
     if path.exists():
         before = read_json(path)
+        if not isinstance(before, dict):
+            raise UserError(f"{path}: not the record of samples; choose another folder (--out)")
         changed = [key for key in IDENTITY if before.get(key) != record[key]]
         if changed:
             raise UserError(
@@ -174,11 +176,12 @@ def _open_folder(folder: Path, record: dict[str, Any]) -> list[int]:
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not a folder of samples; choose another one (--out)")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    existing = {file.name for file in (folder / "images").iterdir()}
+    folder.mkdir(parents=True, exist_ok=True)
+    existing = {file.name for file in (folder / "images").glob("*.png")}
     missing = [index for index in range(record["n"]) if _file_name(index) not in existing]
-    if missing or not path.exists():
+    if missing:  # the record first: without it the next call would take the folder for another's
         write_json(path, {**record, "complete": False})
+    (folder / "images").mkdir(exist_ok=True)
     return missing
 
 
@@ -223,8 +226,7 @@ def _generate(
     size = tokenizer.config.image_size
     shown = torch.stack([decode_image(file.read_bytes(), size) for file in first])
     save_grid(args.out / "grid.png", shown, columns=min(10, len(shown)))
-    if missing:
-        write_json(args.out / "samples.json", {**record, "complete": True})
+    write_json(args.out / "samples.json", {**record, "complete": True})
 
 
 def _write_png(path: Path, image: "Tensor") -> None:

@@ -36,7 +36,8 @@ def uniform_noise(seed: int, indices: Tensor, position: int) -> Tensor:
     SplitMix64 (Steele, Lea & Flood 2014): counter-based, so there is no state to keep.
     """
     mask = (1 << 64) - 1
-    key = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03) & mask
+    # seed + 1: the hash of 0 is 0, which would be no noise for image 0 of seed 0.
+    key = ((seed + 1) * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03) & mask
     with np.errstate(over="ignore"):  # wrapping is the point
         z = indices.cpu().numpy().astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
         z = z + np.uint64(key)

@@ -62,8 +62,8 @@ class PriorTask:
                 f"{tokenizer_folder}: no tokenizer here; "
                 f"run python -m stage1_tokenizer.train, or give tokenizer=FOLDER"
             )
-        self.data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
         self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(runtime.device)
+        self.data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
         train_images = open_dataset(self.data, "train")
         open_run(config, folder)  # whatever can be refused has been: now the folder is touched
         augmentation = Augmentation(train_images, self.data)
