@@ -49,13 +49,12 @@ def uniform_noise(seed: int, indices: Tensor, position: int) -> Tensor:
 
 
 def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """Pick a code of each row by inverting the cumulative distribution: int64 (B,)."""
-    cumulative = probabilities.double().cumsum(dim=1)
-    targets = (noise.to(cumulative.device) * cumulative[:, -1]).unsqueeze(1)
-    chosen = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
-    # Rounding may carry a target past the last code of positive probability.
-    last = probabilities.shape[1] - 1 - probabilities.flip(1).gt(0).float().argmax(dim=1)
-    return torch.minimum(chosen, last)
+    """Pick a code of each row by inverting the cumulative distribution: int64 (B,), on the CPU."""
+    cumulative = probabilities.cpu().double().cumsum(dim=1)  # not every device has float64
+    # Below the total even after rounding, as the noise is at most 1 - 2^-53; so the first sum above
+    # the target is always there, and a code that adds nothing is never that first.
+    targets = (noise * cumulative[:, -1]).unsqueeze(1)
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(1)
 
 
 def class_labels(seed: int, indices: Tensor, class_counts: tuple[int, ...]) -> Tensor:
@@ -101,6 +100,6 @@ def sample_codes(
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, settings.guidance)
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_p)
-        chosen = draw(probabilities, uniform_noise(seed, indices, position))
+        chosen = draw(probabilities, uniform_noise(seed, indices, position)).to(device)
         codes = torch.cat([codes, chosen.unsqueeze(1)], dim=1)
     return codes

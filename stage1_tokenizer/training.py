@@ -85,9 +85,11 @@ class TokenizerTask:
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
-        self.train_images = open_dataset(config.data, "train")
-        self.val_images = open_dataset(config.data, "val")
-        say(f"data: {len(self.train_images):,} train, {len(self.val_images):,} val images")
+        self.train_images, self.val_images, self.test_images = (
+            open_dataset(config.data, split) for split in ("train", "val", "test")
+        )
+        sizes = [len(self.train_images), len(self.val_images), len(self.test_images)]
+        say("data: {:,} train, {:,} val, {:,} test images".format(*sizes))
         torch.manual_seed(config.trainer.seed)
         self.tokenizer = Tokenizer(
             TokenizerConfig(
@@ -178,7 +180,7 @@ def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
 def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     """The final figures of the kept model, on the test split and on training codes."""
     tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
-    test_images = open_dataset(task.config.data, "test")
+    test_images = task.test_images
     values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
     codes = training_codes(tokenizer, task)
     images = spread(test_images, GRID_IMAGES)

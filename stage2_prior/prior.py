@@ -36,7 +36,7 @@ with warnings.catch_warnings():  # it scripts a function on import, which torch 
 class PriorConfig:
     width: int = 192
     depth: int = 4  # transformer layers
-    heads: int = 4
+    heads: int = 3
     dropout: float = 0.1
     label_dropout: float = 0.1  # share of images trained without their class, for guidance
     code_features: int = 128  # dimensions of the latent that the prior sees of each code
@@ -88,8 +88,8 @@ class Prior(nn.Module):
             attn_dim_head=width // config.heads,
             attn_flash=True,
             attn_qk_norm=True,
-            attn_dropout=config.dropout,
             rotary_pos_emb=True,
+            rotary_emb_dim=width // config.heads,  # all of a head
             use_rmsnorm=True,
             ff_mult=8 / 3,  # as many weights as a plain feed-forward of 4 (Shazeer 2020)
             ff_glu=True,

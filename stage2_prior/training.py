@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pqvae.cli import UserError
 from pqvae.config import config_to_yaml, load_config
-from pqvae.datasets import open_dataset
+from pqvae.datasets import ImageDataset, open_dataset
 from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
 from pqvae.loader import Augmentation, BatchOrder, generator_for
@@ -63,12 +63,14 @@ class PriorTask:
                 f"run python -m stage1_tokenizer.train, or give tokenizer=FOLDER"
             )
         self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(runtime.device)
-        self.data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
-        train_images = open_dataset(self.data, "train")
+        data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
+        train_images, val_images, self.test_images = (
+            open_dataset(data, split) for split in ("train", "val", "test")
+        )
         open_run(config, folder)  # whatever can be refused has been: now the folder is touched
-        augmentation = Augmentation(train_images, self.data)
-        self.train_codes = self.encode("train", augmentation, config.views)
-        self.val_codes = self.encode("val", None, 1)
+        augmentation = Augmentation(train_images, data)
+        self.train_codes = self.encode(train_images, augmentation, config.views)
+        self.val_codes = self.encode(val_images, None, 1)
 
         torch.manual_seed(config.trainer.seed)
         labels = train_images.labels if config.class_conditional else None
@@ -85,8 +87,9 @@ class PriorTask:
         self.model: nn.Module = self.prior
         self.order = BatchOrder(len(train_images), config.trainer.batch_size, config.trainer.seed)
 
-    def encode(self, split: Any, augmentation: Augmentation | None, views: int) -> EncodedDataset:
-        dataset = open_dataset(self.data, split)
+    def encode(
+        self, dataset: ImageDataset, augmentation: Augmentation | None, views: int
+    ) -> EncodedDataset:
         folder, seed = self.folder / "codes", self.config.trainer.seed
         return encode_dataset(self.tokenizer, dataset, augmentation, views, seed, folder)
 
@@ -177,7 +180,7 @@ def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> 
 def report(task: PriorTask, trained: dict[str, float]) -> dict[str, Any]:
     """The final figures of the kept model: bits on the test and the train split."""
     prior = Prior.from_pretrained(task.folder / "model").to(task.runtime.device)
-    test_codes = task.encode("test", None, 1)
+    test_codes = task.encode(task.test_images, None, 1)
     test = task.bits_per_code(prior, test_codes)
     on_train = task.bits_per_code(prior, task.train_codes)
     unigram = unigram_bits(

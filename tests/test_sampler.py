@@ -224,6 +224,15 @@ def test_draw_never_picks_a_code_of_probability_zero(noise: float) -> None:
     assert (probabilities.gather(1, chosen.unsqueeze(1)) > 0).all()
 
 
+def test_draw_stays_below_the_total_at_the_largest_noise() -> None:
+    # Totals of every size and roundness, followed by a code of probability zero.
+    totals = torch.rand(20_000, 1, dtype=torch.float64, generator=generator_for(0)) * 4
+    totals = torch.cat([totals, 2.0 ** torch.arange(-60, 60)[:, None].double()])
+    probabilities = torch.cat([totals / 3, totals, totals * 0], dim=1)
+    noise = torch.full((len(totals),), 1 - 2**-53, dtype=torch.float64)
+    assert (draw(probabilities, noise) == 1).all()
+
+
 def test_draws_are_as_frequent_as_the_distribution_says() -> None:
     count = 20_000
     probabilities = torch.tensor([0.4, 0.0, 0.3, 0.15, 0.1, 0.05])
