@@ -37,7 +37,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            steps=1800, batch_size=64, learning_rate=2e-3, evaluate_every=250
+            steps=1700, batch_size=64, learning_rate=2e-3, evaluate_every=250
         )
     )
 

@@ -37,7 +37,7 @@ class PriorConfig:
     width: int = 192
     depth: int = 4  # transformer layers
     heads: int = 3
-    dropout: float = 0.1
+    dropout: float = 0.0  # of inputs and feed-forwards; for long runs on few images
     label_dropout: float = 0.1  # share of images trained without their class, for guidance
     code_features: int = 128  # dimensions of the latent that the prior sees of each code
 

@@ -36,12 +36,12 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            steps=1000,
+            steps=800,
             batch_size=64,
             learning_rate=1e-3,
             weight_decay=0.05,
             beta2=0.95,
-            evaluate_every=125,
+            evaluate_every=100,
             patience=4,
         )
     )

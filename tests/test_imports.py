@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pqvae.config import load_config
+from pqvae.config import config_to_yaml, load_config
 from stage1_tokenizer.training import Config as TokenizerRunConfig
 from stage2_prior.training import Config as PriorRunConfig
 
@@ -69,3 +69,15 @@ def test_every_config_file_loads(name: str) -> None:
 
 def test_a_file_with_configs_is_there() -> None:
     assert {"cifar10.yaml", "imagenet256.yaml"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("emoji.yaml", TokenizerRunConfig()), ("emoji-prior.yaml", PriorRunConfig())],
+)
+def test_the_emoji_files_spell_out_the_defaults(
+    name: str, config: TokenizerRunConfig | PriorRunConfig
+) -> None:
+    text = (ROOT / "configs" / name).read_text(encoding="utf-8")
+    settings = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
+    assert settings == config_to_yaml(config)
