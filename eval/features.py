@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from eval.extractors import Inception
 from eval.trunk import tensors_digest
 from pqvae.files import atomic_path
+from pqvae.logs import Progress
 
 # Images of one cache file: what an interrupted run loses at most, and what a longer one finds.
 CHUNK = 500
-SECONDS_BETWEEN_LINES = 30
 
 
 class Images(Protocol):
@@ -74,7 +72,7 @@ def extract(
     # CPUs: activations of more images than this leave the cache; 16 are 15% slower.
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
     inception.network.to(device)
-    progress = _Progress(label, len(indices))
+    progress = Progress(label, len(indices))
     content = hashlib.sha256()
     chunks: list[dict[str, Tensor]] = []
     for start in range(0, len(indices), CHUNK):
@@ -87,7 +85,7 @@ def extract(
             if path is not None and not _store(path, chunk):
                 cache = None
         else:
-            progress.found(len(pixels))
+            progress.skip(len(pixels))
         chunks.append(chunk)
     progress.close()
     logits = torch.cat([chunk["logits"] for chunk in chunks]) if inception.has_logits else None
@@ -99,7 +97,7 @@ def _compute(
     pixels: Tensor,
     device: torch.device,
     batch_size: int,
-    progress: "_Progress",
+    progress: Progress,
 ) -> dict[str, Tensor]:
     names = ("pool", "logits") if inception.has_logits else ("pool",)
     parts: list[tuple[Tensor, ...]] = []
@@ -107,7 +105,7 @@ def _compute(
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for batch in pixels.split(batch_size):
             parts.append(tuple(output.cpu() for output in inception.network(batch.to(device))))
-            progress.computed(len(batch))
+            progress.advance(len(batch))
     return {
         name: torch.cat(column).float()
         for name, column in zip(names, zip(*parts, strict=True), strict=True)
@@ -148,33 +146,3 @@ def _store(path: Path, chunk: dict[str, Tensor]) -> bool:
         print(f"features are not cached: {path.parent}: {error.strerror}", file=sys.stderr)
         return False
     return True
-
-
-class _Progress:
-    """A bar on a terminal, elsewhere a line now and then; cached images do not count as speed."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self._bar = tqdm(total=total, desc=label, unit="img", disable=None)
-        self._label, self._total, self._done, self._computed = label, total, 0, 0
-        self._start = self._last = time.monotonic()
-
-    def found(self, n: int) -> None:
-        self._done += n
-        self._bar.update(n)
-
-    def computed(self, n: int) -> None:
-        self._done += n
-        self._computed += n
-        self._bar.update(n)
-        now = time.monotonic()
-        if self._bar.disable and now - self._last > SECONDS_BETWEEN_LINES:
-            self._last = now
-            rate = self._computed / (now - self._start)
-            print(
-                f"{self._label}: {self._done:,} of {self._total:,} images, {rate:.1f} img/s, "
-                f"ETA {(self._total - self._done) / rate / 60:.1f} min",
-                file=sys.stderr,
-            )
-
-    def close(self) -> None:
-        self._bar.close()

@@ -201,14 +201,16 @@ def _generate(
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
-    from tqdm import tqdm
 
     from pqvae.files import write_json
     from pqvae.images import decode_image, save_grid, to_uint8
+    from pqvae.logs import Progress
     from sampling.sampler import class_labels, sample_codes
 
     folder = args.out / "images"
-    with ThreadPoolExecutor(2) as writers, tqdm(total=len(missing), unit="img") as bar:
+    progress = Progress("sampling", args.n)
+    progress.skip(args.n - len(missing))
+    with ThreadPoolExecutor(2) as writers:
         for indices in torch.tensor(missing, dtype=torch.int64).split(args.batch_size):
             labels = None
             if label is not None:
@@ -220,7 +222,8 @@ def _generate(
             images = to_uint8(tokenizer.decode(codes)).cpu()
             files = [folder / _file_name(index) for index in indices.tolist()]
             list(writers.map(_write_png, files, images))  # a full disk is raised here
-            bar.update(len(indices))
+            progress.advance(len(indices))
+    progress.close()
 
     first = [folder / _file_name(index) for index in range(min(args.n, GRID_IMAGES))]
     size = tokenizer.config.image_size

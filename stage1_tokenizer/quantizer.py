@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SPLIT_STEP = 0.2  # from an entry in use towards one of its residuals, where a new one starts
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizerConfig:
@@ -156,7 +158,7 @@ class CodebookLearner:
         return 1 - math.exp(start + (end - start) * progress)
 
     @torch.no_grad()
-    def initialize(self, encoded: Tensor, generator: torch.Generator, iterations: int = 8) -> None:
+    def initialize(self, encoded: Tensor, generator: torch.Generator, iterations: int = 5) -> None:
         """Fit the codebooks to encoder outputs (B, D), one position after the other (Lloyd)."""
         quantizer = self.quantizer
         quantizer.scale.copy_(encoded.float().std())
@@ -214,18 +216,28 @@ class CodebookLearner:
             self.weight = 1.0
 
     @torch.no_grad()
-    def revive(self, residuals: Tensor, generator: torch.Generator) -> None:
-        """Replace entries used under ``revive_below`` of the mean by residuals of this batch.
+    def revive(self, codes: Tensor, residuals: Tensor, generator: torch.Generator) -> None:
+        """Replace entries used under ``revive_below`` of the mean by splits of used ones.
 
-        Ends the window in which uses are counted; ``residuals`` (N + 1, B, D) as from ``quantize``.
+        A new entry lies a step from an entry in use towards a residual that chose it, so that the
+        two share what the one described. (At the residual itself, in hundreds of dimensions, it
+        would be nearest to nothing else.) Ends the window in which uses are counted.
+
+        Args:
+            codes: The codes (B, N) of a batch, as from ``quantize``.
+            residuals: Its residuals (N + 1, B, D).
+            generator: Draws the residuals; popular entries are split the most.
         """
-        config = self.quantizer.config
-        for position, size in enumerate(config.sizes):
+        quantizer = self.quantizer
+        for position, size in enumerate(quantizer.config.sizes):
             uses = self.recent[position, :size]
-            rows = (uses < config.revive_below * uses.mean()).nonzero().squeeze(1)
+            rows = (uses < quantizer.config.revive_below * uses.mean()).nonzero().squeeze(1)
             if len(rows) > 0:
-                drawn = torch.randint(residuals.shape[1], (len(rows),), generator=generator)
-                values = residuals[position, drawn.to(rows.device)]
+                drawn = torch.randint(len(codes), (len(rows),), generator=generator)
+                drawn = drawn.to(rows.device)
+                vectors = quantizer.vectors[position, codes[drawn, position]]
+                entries = vectors * quantizer.gains[position]
+                values = entries.lerp(residuals[position, drawn], SPLIT_STEP)
                 self._set_rows(position, rows, values, self.counts[position, :size].mean())
         self.window, self.recent = self.recent, torch.zeros_like(self.recent)
 

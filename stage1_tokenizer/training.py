@@ -22,6 +22,7 @@ from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig, code_en
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
+PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
 START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
@@ -37,7 +38,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            steps=1700, batch_size=64, learning_rate=2e-3, evaluate_every=250
+            steps=1500, batch_size=64, learning_rate=2e-3, evaluate_every=250
         )
     )
 
@@ -109,11 +110,12 @@ class TokenizerTask:
     def start(self) -> None:
         say("starting the shortcuts and codebooks from training images")
         device, size = self.runtime.device, self.config.trainer.batch_size
+        patches = [self.batches(step) for step in range(-(-PATCH_IMAGES // size))]
+        self.tokenizer.start_from(torch.cat(patches).to(device))
         count = -(-max(START_IMAGES, 2 * max(self.config.quantizer.sizes)) // size)
-        images = [self.batches(step).to(device) for step in range(count)]
-        self.tokenizer.start_from(torch.cat(images[: max(1, 1024 // size)]))
+        batches = (self.batches(step).to(device) for step in range(count))
         with torch.inference_mode():
-            encoded = torch.cat([self.tokenizer.encoder(batch) for batch in images])
+            encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
         self.learner.initialize(encoded, generator_for(self.config.trainer.seed, 0, 2))
 
     def loss(self, step: int) -> dict[str, Tensor]:
@@ -126,9 +128,11 @@ class TokenizerTask:
         self.learner.update(
             self._codes, self._residuals, self.learner.decay(step / self.config.trainer.steps)
         )
-        if step % self.config.quantizer.revive_every == self.config.quantizer.revive_every - 1:
+        window = self.config.quantizer.revive_every
+        # Not in the last window: a new entry needs some steps to settle.
+        if (step + 1) % window == 0 and step + window < self.config.trainer.steps:
             generator = generator_for(self.config.trainer.seed, step, 4)
-            self.learner.revive(self._residuals, generator)
+            self.learner.revive(self._codes, self._residuals, generator)
 
     def evaluate(self, step: int) -> Evaluation:
         values = measure_psnr(self.tokenizer, self.val_images, self.lengths, EVALUATED_IMAGES)

@@ -9,12 +9,12 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from pqvae.datasets import ImageDataset
 from pqvae.files import atomic_path
 from pqvae.images import to_float
 from pqvae.loader import Augmentation, generator_for
+from pqvae.logs import Progress
 from stage1_tokenizer import Tokenizer
 
 
@@ -51,18 +51,19 @@ def encode_dataset(
     shape = (views, len(dataset), tokenizer.num_codes)
     codes = _read(path, key, shape)
     if codes is None:
-        codes = torch.empty(shape, dtype=torch.int16)
+        codes = torch.empty(shape, dtype=torch.int32)
         device = tokenizer.quantizer.scale.device
         chunks = torch.arange(len(dataset)).split(256)
-        with tqdm(total=views * len(dataset), unit="img", desc="encoding", delay=2) as bar:
-            for view in range(views):
-                for number, indices in enumerate(chunks):
-                    images = dataset.images(indices)
-                    if view > 0 and augmentation is not None:
-                        images = augmentation(images, indices, generator_for(seed, view, number))
-                    encoded = tokenizer.encode(to_float(images).to(device))
-                    codes[view, indices] = encoded.to(codes.dtype).cpu()
-                    bar.update(len(indices))
+        progress = Progress("encoding", views * len(dataset))
+        for view in range(views):
+            for number, indices in enumerate(chunks):
+                images = dataset.images(indices)
+                if view > 0 and augmentation is not None:
+                    images = augmentation(images, indices, generator_for(seed, view, number))
+                encoded = tokenizer.encode(to_float(images).to(device))
+                codes[view, indices] = encoded.to(codes.dtype).cpu()
+                progress.advance(len(indices))
+        progress.close()
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             save_file({"codes": codes}, temporary, {"key": key, "sha256": _digest(codes)})

@@ -169,7 +169,7 @@ def test_entries_of_a_later_position_share_one_norm() -> None:
     for step in range(30):
         codes, residuals = quantizer.quantize(latents_of(16, seed=step))
         learner.update(codes, residuals, 0.9)
-        learner.revive(residuals, generator_for(1, step))
+        learner.revive(codes, residuals, generator_for(1, step))
     for position in range(1, len(MIXED)):
         norms = entries_of(quantizer, position).norm(dim=1)
         assert torch.allclose(norms, quantizer.gains[position].double(), rtol=1e-5)
@@ -177,7 +177,7 @@ def test_entries_of_a_later_position_share_one_norm() -> None:
     assert first.max() > 1.1 * first.min()
 
 
-def test_revival_replaces_exactly_the_rare_entries_by_residuals_of_the_batch() -> None:
+def test_revival_replaces_exactly_the_rare_entries_by_splits_of_chosen_ones() -> None:
     quantizer = quantizer_of((8, 6, 16), revive_below=0.5)
     learner = CodebookLearner(quantizer)
     learner.counts.copy_(torch.arange(48).view(3, 16) + 1)  # the long memory decides nothing
@@ -186,25 +186,43 @@ def test_revival_replaces_exactly_the_rare_entries_by_residuals_of_the_batch() -
     learner.recent[2, :16] = torch.tensor([4.0] * 8 + [1.0] * 4 + [3.0] * 4)  # mean 3
     rare = [{2, 4}, set(), set(range(8, 12))]
     vectors, counts = quantizer.vectors.clone(), learner.counts.clone()
-    _, residuals = quantizer.quantize(latents_of(32))
-    learner.revive(residuals, generator_for(5))
+    codes, residuals = quantizer.quantize(latents_of(32))
+    chosen = [entries_of(quantizer, position)[codes[:, position]] for position in range(3)]
+    learner.revive(codes, residuals, generator_for(5))
 
     for position in range(3):
         changed = (quantizer.vectors[position] != vectors[position]).any(1).nonzero().squeeze(1)
         assert set(changed.tolist()) == rare[position]
         size = quantizer.config.sizes[position]
-        batch = residuals[position]
-        batch = batch if position == 0 else batch / batch.norm(dim=1, keepdim=True)
+        splits = 0.8 * chosen[position] + 0.2 * residuals[position].double()
+        splits = splits if position == 0 else splits / splits.norm(dim=1, keepdim=True)
         for row in rare[position]:
-            difference = (quantizer.vectors[position, row] - batch).abs().amax(1)
-            assert difference.min() < 1e-6
+            difference = (quantizer.vectors[position, row] - splits).abs().amax(1)
+            assert difference.min() < 1e-5
             # A revived entry starts with the mean count: it moves no faster than the others.
             assert learner.counts[position, row] == counts[position, :size].mean()
         kept = [row for row in range(size) if row not in rare[position]]
         assert torch.equal(learner.counts[position, kept], counts[position, kept])
     again = quantizer.vectors.clone()
-    learner.revive(residuals, generator_for(6))  # a new window, in which nothing was counted
+    learner.revive(codes, residuals, generator_for(6))  # a new window, in which nothing was counted
     assert torch.equal(quantizer.vectors, again)
+
+
+def test_revived_entry_takes_over_a_part_of_a_popular_one() -> None:
+    # Two clusters for four entries, two of which lie where nothing is.
+    generator = generator_for(7)
+    latents = torch.randn(400, 64, generator=generator) + 3 * (torch.arange(400) % 2)[:, None]
+    quantizer = ProgressiveQuantizer(QuantizerConfig(num_codes=1, codebook_sizes=(4,)), 64)
+    learner = CodebookLearner(quantizer)
+    learner.initialize(latents, generator_for(8))
+    quantizer.vectors[0, 2:] = 100.0
+    quantizer.biases[0] = quantizer.vectors[0].square().sum(1) / 2
+    codes, residuals = quantizer.quantize(quantizer.normalize(latents))
+    learner.update(codes, residuals, 0.99)
+    assert codes.unique().numel() == 2
+    learner.revive(codes, residuals, generator_for(9))
+    codes, _ = quantizer.quantize(quantizer.normalize(latents))
+    assert torch.bincount(codes[:, 0], minlength=4).min() >= 10
 
 
 def test_window_of_uses_counts_every_choice_since_the_last_revival() -> None:
@@ -218,7 +236,7 @@ def test_window_of_uses_counts_every_choice_since_the_last_revival() -> None:
         for position in range(len(MIXED)):
             uses[position] += torch.bincount(codes[:, position], minlength=max(MIXED))
     assert torch.equal(learner.recent, uses)
-    learner.revive(residuals, generator_for(1))
+    learner.revive(codes, residuals, generator_for(1))
     assert torch.equal(learner.window, uses)
     assert not learner.recent.any()
 
@@ -231,7 +249,7 @@ def test_nearest_choice_stays_exact_after_learning_and_revival() -> None:
     for step in range(5):
         codes, residuals = quantizer.quantize(latents_of(16, seed=step))
         learner.update(codes, residuals, 0.7)
-        learner.revive(residuals, generator_for(1, step))
+        learner.revive(codes, residuals, generator_for(1, step))
     codes, residuals = quantizer.quantize(latents_of(100, seed=50))
     for position in range(len(MIXED)):
         distances = torch.cdist(residuals[position].double(), entries_of(quantizer, position))
