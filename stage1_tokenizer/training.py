@@ -38,7 +38,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            steps=1500, batch_size=64, learning_rate=2e-3, evaluate_every=250
+            steps=1400, batch_size=64, learning_rate=2e-3, evaluate_every=250
         )
     )
 
@@ -128,9 +128,7 @@ class TokenizerTask:
         self.learner.update(
             self._codes, self._residuals, self.learner.decay(step / self.config.trainer.steps)
         )
-        window = self.config.quantizer.revive_every
-        # Not in the last window: a new entry needs some steps to settle.
-        if (step + 1) % window == 0 and step + window < self.config.trainer.steps:
+        if (step + 1) % self.config.quantizer.revive_every == 0:
             generator = generator_for(self.config.trainer.seed, step, 4)
             self.learner.revive(self._codes, self._residuals, generator)
 

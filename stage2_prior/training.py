@@ -36,7 +36,7 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            steps=800,
+            steps=650,
             batch_size=64,
             learning_rate=1e-3,
             weight_decay=0.05,
