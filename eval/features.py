@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,12 +66,11 @@ def extract(
         images: Where the pixels come from.
         indices: Which images, in which order. A prefix of the same order finds its chunks again.
         device: Where the network runs. The features depend on it by rounding only.
-        batch_size: Images per forward pass, by default 4 on a CPU and 64 elsewhere.
+        batch_size: Images per forward pass, by default 8 on a CPU and 64 elsewhere.
         cache: Folder of the cache, or None for no cache.
         label: What the images are, for the progress bar.
     """
-    # CPUs: activations of more images than this leave the cache; 16 are 15% slower.
-    batch_size = batch_size or (4 if device.type == "cpu" else 64)
+    batch_size = batch_size or (8 if device.type == "cpu" else 64)
     inception.network.to(device)
     progress = Progress(label, len(indices))
     content = hashlib.sha256()
@@ -100,12 +100,22 @@ def _compute(
     progress: Progress,
 ) -> dict[str, Tensor]:
     names = ("pool", "logits") if inception.has_logits else ("pool",)
-    parts: list[tuple[Tensor, ...]] = []
-    # TF32, the default of convolutions on GPUs, moves the features in the third digit.
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for batch in pixels.split(batch_size):
-            parts.append(tuple(output.cpu() for output in inception.network(batch.to(device))))
-            progress.advance(len(batch))
+
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        # TF32, the default of convolutions on GPUs, moves the features in the third digit.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            outputs = tuple(output.cpu() for output in inception.network(batch.to(device)))
+        progress.advance(len(batch))
+        return outputs
+
+    # On CPUs, a batch a core is a quarter faster than one batch on all cores.
+    threads = torch.get_num_threads()
+    workers = threads if device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            parts = list(pool.map(run, pixels.split(batch_size)))
+    finally:
+        torch.set_num_threads(threads)
     return {
         name: torch.cat(column).float()
         for name, column in zip(names, zip(*parts, strict=True), strict=True)
