@@ -102,18 +102,24 @@ def _compute(
     names = ("pool", "logits") if inception.has_logits else ("pool",)
 
     def run(batch: Tensor) -> tuple[Tensor, ...]:
-        # TF32, the default of convolutions on GPUs, moves the features in the third digit.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            outputs = tuple(output.cpu() for output in inception.network(batch.to(device)))
-        progress.advance(len(batch))
-        return outputs
+        with torch.inference_mode():
+            return tuple(output.cpu() for output in inception.network(batch.to(device)))
 
     # On CPUs, a batch a core is a quarter faster than one batch on all cores.
     threads = torch.get_num_threads()
-    workers = threads if device.type == "cpu" else 1
+    pool = ThreadPoolExecutor(
+        threads if device.type == "cpu" else 1,
+        initializer=torch.set_num_threads,
+        initargs=(1 if device.type == "cpu" else threads,),
+    )
+    batches = pixels.split(batch_size)
+    parts: list[tuple[Tensor, ...]] = []
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            parts = list(pool.map(run, pixels.split(batch_size)))
+        # TF32, the default of convolutions on GPUs, moves the features in the third digit.
+        with pool, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for batch, outputs in zip(batches, pool.map(run, batches), strict=True):
+                parts.append(outputs)
+                progress.advance(len(batch))
     finally:
         torch.set_num_threads(threads)
     return {
