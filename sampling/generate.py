@@ -239,7 +239,8 @@ def _write_png(path: Path, image: "Tensor") -> None:
     try:
         temporary.write_bytes(encode_png(image))
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file by itself
         temporary.unlink(missing_ok=True)
         raise
 

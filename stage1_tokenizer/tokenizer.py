@@ -46,7 +46,7 @@ class Tokenizer(nn.Module):
         """N: the codes of one image."""
         return self.config.quantizer.num_codes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Write images as codes.
 
@@ -65,7 +65,7 @@ class Tokenizer(nn.Module):
         latents = self.quantizer.normalize(self.encoder(images))
         return self.quantizer.quantize(latents)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Decode any prefix of the codes to whole images.
 

