@@ -101,13 +101,14 @@ class ProgressiveQuantizer(nn.Module):
         """
         residual = latents.detach()
         codes, residuals = [], [residual]
-        for position in range(self.config.num_codes):
-            chosen = self.nearest(position, residual)
-            residual = torch.addcmul(
-                residual, self.vectors[position, chosen], self.gains[position], value=-1
-            )
-            codes.append(chosen)
-            residuals.append(residual)
+        # Autocast would search in bfloat16, which cannot tell near entries apart.
+        with torch.autocast(residual.device.type, enabled=False):
+            for position in range(self.config.num_codes):
+                chosen = self.nearest(position, residual)
+                entries = self.vectors[position, chosen]
+                residual = torch.addcmul(residual, entries, self.gains[position], value=-1)
+                codes.append(chosen)
+                residuals.append(residual)
         return torch.stack(codes, dim=1), torch.stack(residuals)
 
     def dequantize(self, codes: Tensor) -> Tensor:

@@ -162,6 +162,15 @@ def test_entries_follow_plain_moving_averages() -> None:
         )
 
 
+def test_search_stays_in_float32_under_autocast() -> None:
+    quantizer, latents = quantizer_of((256,) * 4), latents_of(64)
+    codes, residuals = quantizer.quantize(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast_codes, cast_residuals = quantizer.quantize(latents)
+    assert torch.equal(cast_codes, codes)
+    assert torch.equal(cast_residuals, residuals)
+
+
 def test_entries_of_a_later_position_share_one_norm() -> None:
     quantizer = quantizer_of(MIXED)
     learner = CodebookLearner(quantizer)
