@@ -37,11 +37,12 @@ def save_model(
 
 
 def load_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """Read a model folder: its config, its state dict and its content hash.
+    """Read a model folder, or that of a run folder: config, state dict and content hash.
 
     Raises:
         UserError: The folder is missing, damaged, or holds another kind of model.
     """
+    folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no {kind} here (config.json is missing)")
     values = read_json(folder / "config.json")

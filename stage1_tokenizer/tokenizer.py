@@ -112,7 +112,6 @@ class Tokenizer(nn.Module):
             UserError: The folder is missing, damaged, or holds another kind of model.
         """
         folder = Path(folder)
-        folder = folder / "model" if (folder / "model").is_dir() else folder
         config, tensors, content_hash = load_model(folder, "tokenizer")
         tokenizer = cls(config_from_dict(TokenizerConfig, config, str(folder)))
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pqvae.datasets import ImageDataset
@@ -66,7 +66,8 @@ def encode_dataset(
         progress.close()
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file({"codes": codes}, temporary, {"key": key, "sha256": _digest(codes)})
+            metadata = {"key": key, "sha256": _digest(codes)}
+            temporary.write_bytes(save({"codes": codes}, metadata))  # as in pretrained.save_model
     return EncodedDataset(codes.long(), dataset.labels)
 
 

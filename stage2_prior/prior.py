@@ -211,7 +211,6 @@ class Prior(nn.Module):
             UserError: The folder is missing, damaged, or holds another kind of model.
         """
         folder = Path(folder)
-        folder = folder / "model" if (folder / "model").is_dir() else folder
         config, tensors, content_hash = load_model(folder, "prior")
         try:
             prior = cls(
