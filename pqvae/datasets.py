@@ -8,6 +8,7 @@ Nothing that is read here is ever unpickled, executed or extracted to disk. (CIF
 exception: its files are pickles, which torchvision reads only after checking their digest.)
 """
 
+import contextlib
 import glob
 import hashlib
 import http.client
@@ -16,12 +17,13 @@ import re
 import socket
 import stat
 import sys
+import threading
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +32,15 @@ from tqdm import tqdm
 
 from pqvae.cli import UserError
 from pqvae.images import ImageError, decode_image
-from pqvae.shards import Sample, is_image, list_shards
+from pqvae.shards import Sample, cache_root, is_image, list_shards
 
 Split = Literal["train", "val", "test"]
+T = TypeVar("T")
 
 IN_MEMORY_BYTES = 1 << 30  # decoded images up to this stay in memory
 MAX_UNREADABLE = 0.01  # a larger share of damaged images is not an accident
+
+_REPORTING = threading.Lock()  # not in the data set, which must be picklable
 
 _BUILT_IN = Path(__file__).parent / "data"
 _SPLIT_FOLDERS: dict[str, Split] = {
@@ -61,6 +66,7 @@ class DataConfig:
     shift_share: float = 0.25  # ... of this share of the images
     flip: bool = True  # augmentation: random horizontal flip
     no_flip_classes: tuple[str, ...] = ("flags", "symbols")  # classes that a flip would falsify
+    workers: int = 2  # threads that prepare batches ahead; 0: each is made when it is needed
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -71,6 +77,8 @@ class DataConfig:
             raise ValueError(f"data.shift is {self.shift}, but must be 0 to half of the image size")
         if not 0 <= self.shift_share <= 1:
             raise ValueError(f"data.shift_share is {self.shift_share}, but must be 0 to 1")
+        if not 0 <= self.workers <= 64:
+            raise ValueError(f"data.workers is {self.workers}, but must be 0 to 64")
 
 
 class ImageDataset:
@@ -101,6 +109,7 @@ class ImageDataset:
         self.class_names = class_names
         self._image_size = image_size
         self._images: Tensor | None = None
+        self._unreadable: dict[int, str] = {}  # met so far, where images are decoded on demand
         if len(samples) * 3 * image_size**2 <= IN_MEMORY_BYTES:
             self._images, samples, digests = _decode_all(name, samples, image_size)
         else:
@@ -122,7 +131,11 @@ class ImageDataset:
         return len(self.keys)
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Images by index.
+        """Images by index; may be called by several threads at once.
+
+        A damaged image that is met here (only where images are decoded on demand; others were
+        decoded when the data set was opened) is named on stderr. The next readable one of its
+        class stands in, the same one whenever it is asked for.
 
         Args:
             indices: (B,), each in [0, n).
@@ -131,8 +144,7 @@ class ImageDataset:
             uint8 (B, 3, image_size, image_size).
 
         Raises:
-            UserError: An image cannot be decoded (only where images are decoded on demand; others
-                were decoded when the data set was opened).
+            UserError: Over 1% of the images have turned out damaged, or all of a class.
         """
         indices = torch.as_tensor(indices, dtype=torch.int64)
         if self._images is not None:
@@ -144,13 +156,30 @@ class ImageDataset:
             return torch.stack(list(pool.map(self._decode, indices.tolist())))
 
     def _decode(self, index: int) -> Tensor:
-        sample = self._samples[index]
-        try:
-            return decode_image(sample.read(), self._image_size)
-        except ImageError as error:
-            raise UserError(
-                f"{self.name}: {sample.place} cannot be read: {error}; mend or remove it"
-            ) from error
+        label, total = self._samples[index].label, len(self._samples)
+        for place in range(index, index + total):
+            sample = self._samples[place % total]
+            if sample.label != label:
+                continue
+            try:
+                return decode_image(sample.read(), self._image_size)
+            except ImageError as error:
+                self._leave_out(place % total, error)
+        raise UserError(f"{self.name}: no image of class {label} can be read; mend or remove them")
+
+    def _leave_out(self, index: int, error: ImageError) -> None:
+        sample, total = self._samples[index], len(self._samples)
+        another = "another" if sample.label is None else "another of its class"
+        with _REPORTING:
+            known = index in self._unreadable
+            self._unreadable.setdefault(index, f"{sample.place} ({error})")
+            _check_damage(self.name, list(self._unreadable.values()), total)
+            if not known:
+                print(
+                    f"{self.name}: left out {len(self._unreadable)} of {total} images so far: "
+                    f"{self._unreadable[index]}; {another} stands in",
+                    file=sys.stderr,
+                )
 
 
 def open_dataset(config: DataConfig, split: Split) -> ImageDataset:
@@ -370,34 +399,22 @@ def _shard_samples(
 def _cifar10_samples() -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
     from torchvision.datasets import CIFAR10  # seconds to import, and rarely needed
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = cache / "pqvae" / "cifar10"
+    root = cache_root() / "cifar10"
+
+    def read(download: bool = False) -> dict[Split, CIFAR10]:
+        train = CIFAR10(root, train=True, download=download)
+        return {"train": train, "test": CIFAR10(root, train=False)}
+
     try:
-        parts = {"train": CIFAR10(root, train=True), "test": CIFAR10(root, train=False)}
+        parts = read()
     except RuntimeError:  # not there yet, or damaged
-        print(f"cifar10: downloading 170 MB from {CIFAR10.url} to {root}", file=sys.stderr)
         root.mkdir(parents=True, exist_ok=True)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(5)  # seconds without an answer; torchvision sets none
-        try:
-            parts = {
-                "train": CIFAR10(root, train=True, download=True),
-                "test": CIFAR10(root, train=False),
-            }
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ConnectionError,
-            TimeoutError,
-            RuntimeError,
-        ) as error:
-            raise UserError(
-                f"cifar10: cannot be downloaded from {CIFAR10.url} "
-                f"({getattr(error, 'reason', error)}); without internet, give a copy of it, as "
-                "images or shards, by data.path=FOLDER"
-            ) from error
-        finally:
-            socket.setdefaulttimeout(timeout)
+        with _one_process(root.with_name("cifar10.lock")):
+            try:
+                parts = read()  # another process may have been faster
+            except RuntimeError:
+                print(f"cifar10: downloading 170 MB from {CIFAR10.url} to {root}", file=sys.stderr)
+                parts = _download(CIFAR10.url, read)
     splits: dict[Split, list[Sample]] = {}
     for split in ("train", "test"):
         part = parts[split]
@@ -407,6 +424,37 @@ def _cifar10_samples() -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
             key = f"{index:05d}"
             splits[split].append(Sample(key, part.classes[label], data, 0, len(data)))
     return splits, ()
+
+
+def _download(url: str, read: Callable[[bool], T]) -> T:
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(5)  # seconds without an answer; torchvision sets none
+    try:
+        return read(True)
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ConnectionError,
+        TimeoutError,
+        RuntimeError,
+    ) as error:
+        raise UserError(
+            f"cifar10: cannot be downloaded from {url} ({getattr(error, 'reason', error)}); "
+            "without internet, give a copy of it, as images or shards, by data.path=FOLDER"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+@contextlib.contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with the same lock file."""
+    import fcntl  # Windows has none, and needs none for the other sources
+
+    with open(path, "w") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, even by a kill
+        yield
 
 
 # Decoding.
@@ -461,13 +509,17 @@ def _decode_all(
 def _report(name: str, unreadable: Sequence[tuple[Sample, ImageError]], total: int) -> None:
     count = len(unreadable)
     reasons = [f"{sample.place} ({error})" for sample, error in unreadable]
-    if count > MAX_UNREADABLE * total:
-        raise UserError(
-            f"{name}: {count} of {total} images cannot be read, over {MAX_UNREADABLE:.0%}; the "
-            f"first is {reasons[0]}; mend or remove them"
-        )
+    _check_damage(name, reasons, total)
     more = f"; and {count - 5} more" if count > 5 else ""
     print(
         f"{name}: left out {count} of {total} images: {'; '.join(reasons[:5])}{more}",
         file=sys.stderr,
     )
+
+
+def _check_damage(name: str, reasons: Sequence[str], total: int) -> None:
+    if len(reasons) > MAX_UNREADABLE * total:
+        raise UserError(
+            f"{name}: {len(reasons)} of {total} images cannot be read, over {MAX_UNREADABLE:.0%}; "
+            f"the first is {reasons[0]}; mend or remove them"
+        )

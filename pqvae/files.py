@@ -1,29 +1,95 @@
 """Files that are whole or not there: written under another name, flushed, renamed."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pqvae.cli import UserError
 
+_TEMPORARY = re.compile(r".*\.tmp\d+")
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; becomes ``path`` when the block ends well."""
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with _named_in_errors(path):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new temporary folder beside ``path``; becomes ``path`` when the block ends well.
+
+    What stood at ``path`` is replaced. The files lie directly in the folder.
+    """
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with _named_in_errors(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.iterdir():
+                _flush(file)
+            _flush(temporary)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk names no file by itself
         raise
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside of this block, no other process may enter it for the same folder.
+
+    The lock ends with the process, however that ends. What a killed one left half written is
+    removed.
+
+    Raises:
+        UserError: Another process is in it.
+    """
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is at work in this folder; wait for it, or choose "
+                "another folder (out=...)"
+            ) from None
+        except OSError:
+            pass  # a file system that knows no locks
+        for left in [path for path in folder.rglob("*.tmp*") if _TEMPORARY.fullmatch(path.name)]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        yield
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,23 +1,35 @@
 """WebDataset shards, listed for random access: what each sample is and where its bytes lie.
 
-The tar is walked once, header by header. Nothing in it is unpickled, executed or extracted to disk.
+The tar is walked header by header, a large one only once: what was found is kept as JSON in the
+cache folder. Nothing in a shard is unpickled, executed or extracted to disk.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from webdataset.tariterators import base_plus_ext
 
 from pqvae.cli import UserError
+from pqvae.files import atomic_path, read_json
 from pqvae.images import ImageError
 
 IMAGE_EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"]
 )
+# Bytes. The walk over a smaller shard takes 0.03 s (images of 110 kB) to 0.4 s (of 2.5 kB), 149 to
+# 3,640 samples in 16 MiB read from a local disk: a cache of it would be litter.
+INDEX_CACHED_FROM = 16 << 20
+_INDEX_VERSION = 1
+_NO_FILE = -1  # the size of a member that is a link, say, and holds no bytes of its own
 _SHARD_META = re.compile(r"__[^/]*__($|/)")  # webdataset passes these members over, too
 
 
@@ -29,7 +41,7 @@ class Sample:
     label: str | None
     source: Path | bytes  # the file or shard that holds the encoded image; or the encoded image
     offset: int
-    size: int  # bytes
+    size: int  # bytes; negative where there are none to read
 
     @property
     def place(self) -> str:  # for messages
@@ -41,6 +53,8 @@ class Sample:
     def read(self) -> bytes:
         if isinstance(self.source, bytes):
             return self.source
+        if self.size < 0:
+            raise ImageError("a link or a sparse file, which is not read in a shard")
         try:
             with open(self.source, "rb") as file:
                 file.seek(self.offset)
@@ -50,6 +64,18 @@ class Sample:
         if len(data) < self.size:
             raise ImageError("shorter than when it was listed")
         return data
+
+
+def cache_root() -> Path:
+    """The folder for what can be made anew: ``$XDG_CACHE_HOME/pqvae``, by default in ``~/.cache``.
+
+    Raises:
+        UserError: The user has no home folder, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pqvae")
+    except RuntimeError as error:
+        raise UserError("there is no home folder; set XDG_CACHE_HOME to a folder") from error
 
 
 def is_image(path: Path) -> bool:
@@ -110,6 +136,44 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
 @functools.cache
 def _list_shard(shard: Path, modified_ns: int, size: int) -> tuple[Sample, ...]:
     """The images in a shard; time and size are arguments so that a changed shard is read anew."""
+    if size < INDEX_CACHED_FROM:
+        return _walk_shard(shard)
+    path = os.path.abspath(shard)
+    header = {"version": _INDEX_VERSION, "path": path, "mtime_ns": modified_ns, "size": size}
+    try:
+        index = cache_root() / "shards" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+    except UserError:
+        return _walk_shard(shard)
+    # RecursionError: JSON nested too deeply.
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
+        return _read_index(index, header, shard)
+    samples = _walk_shard(shard)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
+        index.parent.mkdir(parents=True, exist_ok=True)
+        rows = [(sample.key, sample.label, sample.offset, sample.size) for sample in samples]
+        with atomic_path(index) as temporary:
+            temporary.write_text(json.dumps({**header, "samples": rows}))
+    return samples
+
+
+def _read_index(index: Path, header: dict[str, Any], shard: Path) -> tuple[Sample, ...]:
+    """What an index file says of the shard; raises nearly anything if not to be trusted."""
+    content = read_json(index)
+    if {**content, "samples": None} != {**header, "samples": None}:
+        raise ValueError("the index of another shard, or of another state of this one")
+    samples: list[Sample] = []
+    for key, label, offset, size in content["samples"]:
+        if type(key) is not str or type(label) not in (str, type(None)):
+            raise TypeError("a key or label that is not text")
+        if type(offset) is not int or type(size) is not int:
+            raise TypeError("an offset or size that is not an integer")
+        if not 0 < offset <= offset + max(size, 0) <= header["size"] or size < _NO_FILE:
+            raise ValueError("a sample outside of the shard")
+        samples.append(Sample(key, label, shard, offset, size))
+    return tuple(samples)
+
+
+def _walk_shard(shard: Path) -> tuple[Sample, ...]:
     samples: list[Sample] = []
     with open(shard, "rb") as file:
         for key, members in _members_by_key(shard).items():
@@ -125,7 +189,7 @@ def _list_shard(shard: Path, modified_ns: int, size: int) -> tuple[Sample, ...]:
             if "cls" in members:
                 offset, length = members["cls"]
                 file.seek(offset)
-                label = _parse_label(file.read(min(length, 1000)), f"{shard}: {key!r}.cls")
+                label = _parse_label(file.read(min(max(length, 0), 1000)), f"{shard}: {key!r}.cls")
             samples.append(Sample(key, label, shard, *members[suffixes[0]]))
     return tuple(samples)
 
@@ -158,7 +222,10 @@ def _members_by_key(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of each plain file in a tar; links, devices and folders are not."""
+    """Name, offset and size of each file in a tar; folders, devices and pipes are none.
+
+    Links and sparse files come with a size of ``_NO_FILE``, so that a lost image is counted.
+    """
     end = 0
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -170,6 +237,8 @@ def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
                 tar.members.clear()  # type: ignore[missing-attribute]
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
+                elif member.isreg() or member.issym() or member.islnk():
+                    yield member.name, member.offset_data, _NO_FILE
             # tarfile takes a damaged header, or the end of the file, for the end of the archive;
             # the real end is a block of zeros.
             file = tar.fileobj

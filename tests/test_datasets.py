@@ -7,9 +7,12 @@ import pickle
 import socket
 import struct
 import tarfile
+import threading
+import time
 import urllib.request
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import pqvae.datasets
 from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset, Split, open_dataset
 from pqvae.images import decode_image
+from stage1_tokenizer import train
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SIZE = 8
@@ -45,13 +49,20 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def write_shard(shard: Path, files: Mapping[str, bytes]) -> Path:
+def write_shard(
+    shard: Path, files: Mapping[str, bytes], links: Mapping[str, tuple[str, bytes]] | None = None
+) -> Path:
+    """A shard of files, and of links: name -> target, type of tar member."""
     shard.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(shard, "w") as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+        for name, (target, kind) in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.linkname, member.type = target, kind
+            tar.addfile(member)
     return shard
 
 
@@ -275,19 +286,85 @@ def test_decoding_on_demand_gives_the_same_images(
     assert open_split(tmp_path / "0.tar").content_hash == first
 
 
-def test_decoding_on_demand_names_the_image_that_fails(
+INTERLEAVED = {f"{i:03d}.png": ("a", "b", "c")[i % 3] for i in range(400)}  # key -> class
+DAMAGED = (7, 10, 397, 399)  # classes b, b, b, a
+
+
+@pytest.fixture
+def damaged_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shard of 400 images in three classes, decoded on demand, four of them damaged."""
+    monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    members: dict[str, bytes] = {}
+    for index, (name, label) in enumerate(INTERLEAVED.items()):
+        members[name] = b"?" if index in DAMAGED else picture(index)
+        members[name.replace("png", "cls")] = label.encode()
+    for split in ("val", "test"):
+        write_shard(tmp_path / f"{split}.tar", {"x.png": picture(0), "x.cls": b"a"})
+    write_shard(tmp_path / "train.tar", members)
+    return tmp_path
+
+
+def test_the_next_readable_image_of_its_class_stands_in_for_one_damaged_on_demand(
+    damaged_shard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = {index: index for index in range(400)}
+    sources |= {7: 13, 10: 13, 397: 1, 399: 0}  # the same class: 3 on, 6 on, and round the end
+    expected = torch.stack([decode_image(picture(source), SIZE) for source in sources.values()])
+    # Threads, repeats, other orders and another run make no difference.
+    dataset = open_split(damaged_shard)
+    batches = [torch.randperm(400, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for batch, images in zip(batches, pool.map(dataset.images, batches), strict=True):
+            assert torch.equal(images, expected[batch])
+    lines = capsys.readouterr().err.splitlines()
+    named = sorted(line.split("train.tar: ")[1].split(" (")[0] for line in lines)
+    assert named == ["007", "010", "397", "399"]
+    for count, line in enumerate(lines, 1):
+        assert f"train: left out {count} of 400 images so far: train.tar: " in line
+        assert line.endswith("(not an image); another of its class stands in")
+    again = open_split(damaged_shard)
+    assert torch.equal(again.images([10]), expected[[10]])
+    assert again.content_hash == dataset.content_hash
+
+
+def test_over_one_percent_of_damage_met_on_demand_is_refused(
+    damaged_shard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = open_split(damaged_shard)
+    dataset.images(DAMAGED)
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    (damaged_shard / "train.tar").write_bytes(b"")
+    message = (
+        r"train: 5 of 400 images cannot be read, over 1%; the first is train.tar: \d+ \(not an"
+    )
+    for _ in range(2):  # no retry gets past it
+        with pytest.raises(UserError, match=message):
+            dataset.images([0])
+
+
+def test_an_image_without_a_class_is_replaced_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    files = {f"train/{i:03d}.png": picture(i) for i in range(100)}
+    write_folder(tmp_path, {**files, "val/x.png": picture(0), "test/x.png": picture(0)})
+    dataset = open_split(tmp_path)
+    (tmp_path / "train" / "099.png").unlink()  # long after it was listed
+    assert torch.equal(dataset.images([99, -1]), dataset.images([0, 0]))
+    (line,) = capsys.readouterr().err.splitlines()
+    reason = "099.png (No such file or directory); another stands in"
+    assert line.endswith(f"train: left out 1 of 100 images so far: {reason}")
+
+
+def test_a_class_without_a_readable_image_is_refused_on_demand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
-    files = {"train/a/0.png": picture(0), "train/a/1.png": b"?", "val/a/0.png": picture(0)}
-    write_folder(tmp_path, {**files, "test/a/0.png": picture(0)})
-    dataset = open_split(tmp_path)
-    assert len(dataset.images([0])) == 1
-    with pytest.raises(UserError, match=r"train: a/1.png cannot be read: not an image; mend or"):
-        dataset.images([0, 1])
-    (tmp_path / "train" / "a" / "0.png").unlink()
-    with pytest.raises(UserError, match=r"train: a/0.png cannot be read: No such file"):
-        dataset.images([0])
+    files = {f"train/a/{i}.png": picture(0) for i in range(99)}
+    files |= {"train/b/0.png": b"?", "val/a/0.png": picture(0), "test/a/0.png": picture(0)}
+    dataset = open_split(write_folder(tmp_path, files))
+    with pytest.raises(UserError, match=r"train: no image of class b can be read; mend or remove"):
+        dataset.images([99])
 
 
 def test_the_content_hash_follows_content_and_nothing_else(tmp_path: Path) -> None:
@@ -331,36 +408,59 @@ def test_neither_the_order_in_a_shard_nor_its_name_matters_but_its_labels_do(
 # Damage.
 
 
-def png_bomb() -> bytes:
+def png(header: bytes, body: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(body), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks.items())
 
 
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def png_bomb() -> bytes:
+    return png(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), bytes(999))
+
+
+def deep_png(level: int) -> bytes:
+    """16 bits a channel, RGB: Pillow reads these but cannot write them."""
+    row = b"\0" + struct.pack(">H", level) * 3 * 8
+    return png(struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), row * 8)
+
+
+def turned() -> Image.Image:
     image = Image.new("RGB", (16, 16), "red")
     image.paste((0, 0, 255), (8, 0, 16, 16))  # stored: red left, blue right
-    return encoded(image, exif=exif)
+    return image
 
 
 def odd_but_readable() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
-    """Name -> file, colour of its upper left quarter."""
+    """Name -> file, colour of its upper half."""
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    frames: dict[str, Any] = {"save_all": True, "append_images": [blue]}
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown: red above, blue below
+    tall = Image.new("RGB", (1, 4000), "red")
+    tall.paste((0, 0, 255), (0, 1900, 1, 2100))
+    clear = red.convert("P")
     return {
         "cmyk.jpg": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
         "deep.png": (encoded(Image.fromarray(np.full((8, 8), 0x8080, np.uint16))), (128, 128, 128)),
+        "deep-rgb.png": (deep_png(0x8080), (128, 128, 128)),
         "palette.gif": (encoded(red.convert("P"), "GIF"), (255, 0, 0)),
+        "palette-png.png": (encoded(red.convert("P")), (255, 0, 0)),
+        "clear.png": (encoded(clear, transparency=clear.getpixel((0, 0))), (255, 255, 255)),
         "alpha.png": (encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 51))), (255, 204, 204)),
-        "animated.gif": (encoded(red, "GIF", save_all=True, append_images=[blue]), (255, 0, 0)),
-        "turned.png": (turned(), (255, 0, 0)),  # shown: red above, blue below
-        "thin.png": (encoded(Image.new("RGB", (1, 2000), "blue")), (0, 0, 255)),
+        "animated.gif": (encoded(red, "GIF", **frames), (255, 0, 0)),
+        "animated-png.png": (encoded(red, **frames), (255, 0, 0)),
+        "animated-webp.webp": (encoded(red, "WEBP", lossless=True, **frames), (255, 0, 0)),
+        "turned.png": (encoded(turned(), exif=exif), (255, 0, 0)),
+        "turned-jpeg.jpg": (
+            encoded(turned(), "JPEG", exif=exif, quality=95, subsampling=0),
+            (255, 0, 0),
+        ),
+        "tall.png": (encoded(tall), (0, 0, 255)),
+        "wide.jpg": (encoded(tall.transpose(Image.Transpose.ROTATE_90), "JPEG"), (0, 0, 255)),
         "misnamed.png": (encoded(blue, "BMP"), (0, 0, 255)),
     }
 
@@ -378,41 +478,115 @@ def unreadable() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", ["folder", "shard"])
-def test_damaged_images_are_left_out_and_named_and_odd_ones_are_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    good, odd, bad = picture(0), odd_but_readable(), unreadable()
-    files = {f"good{index}.png": good for index in range(800)}
-    files |= {name: data for name, (data, _) in odd.items()} | bad
-    others = {"x.png": picture(0)}
+# In a folder the second is a link, too; in a shard the kinds of link are two.
+LINKS = {
+    "bad6-dangling.png": ("nowhere.png", tarfile.LNKTYPE),
+    "bad7-loop.png": ("bad7-loop.png", tarfile.SYMTYPE),
+}
+
+
+def write_damaged(base: Path, kind: str, good: int, size: int = SIZE) -> set[str]:
+    """Splits whose train has ``good`` images, the odd ones and the bad ones; returns bad keys."""
+    odd = {name: data for name, (data, _) in odd_but_readable().items()}
+    files = {f"good{index}.png": picture(index, size) for index in range(good)} | odd | unreadable()
+    others = {f"{index}.png": picture(index, size) for index in range(4)}
     for split, part in (("train", files), ("val", others), ("test", others)):
         if kind == "folder":
-            write_folder(tmp_path / split, part)
+            write_folder(base / split, part)
         else:
-            write_shard(tmp_path / f"{split}.tar", part)
-    expected_bad = len(bad)
+            write_shard(base / f"{split}.tar", part, LINKS if split == "train" else {})
+    bad = {*unreadable(), *LINKS}
     if kind == "folder":
-        os.symlink("nowhere.png", tmp_path / "train" / "bad6-dangling.png")
-        os.symlink("bad7-loop.png", tmp_path / "train" / "bad7-loop.png")
-        os.mkfifo(tmp_path / "train" / "pipe.png")  # reading it would wait for ever
-        expected_bad += 2
+        for name, (target, _) in LINKS.items():
+            os.symlink(target, base / "train" / name)
+        os.mkfifo(base / "train" / "pipe.png")  # reading it would wait for ever
+        return bad
+    return {name.rpartition(".")[0] for name in bad}
+
+
+@pytest.mark.parametrize("on_demand", [False, True], ids=["in memory", "on demand"])
+@pytest.mark.parametrize("kind", ["folder", "shard"])
+def test_damaged_images_are_left_out_and_named_and_odd_ones_are_right(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    on_demand: bool,
+) -> None:
+    if on_demand:
+        monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    odd = odd_but_readable()
+    bad = write_damaged(tmp_path, kind, 800)
+    total = 800 + len(odd) + len(bad)
 
     dataset = open_split(tmp_path)
-    assert len(dataset) == 800 + len(odd)
+    assert len(dataset) == (total if on_demand else total - len(bad))
     images = dict(zip(dataset.keys, dataset.images(range(len(dataset))), strict=True))
     for name, (_, colour) in odd.items():
         image = images[name if kind == "folder" else name.rpartition(".")[0]]
-        quarter = image[:, : SIZE // 2 - 1, : SIZE // 2 - 1].int()
+        half = image[:, : SIZE // 2 - 1].int()
         # 3: JPEG rounds.
-        assert (quarter - torch.tensor(colour)[:, None, None]).abs().max() <= 3, name
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"train: left out {expected_bad} of {808 + expected_bad} images: " in line
-    for name in list(bad)[:5]:
-        key = name if kind == "folder" else f"train.tar: {name.rpartition('.')[0]}"
-        assert f"{key} (" in line
+        assert (half - torch.tensor(colour)[:, None, None]).abs().max() <= 3, name
+    lines = capsys.readouterr().err.splitlines()
+    places = sorted(key if kind == "folder" else f"train.tar: {key}" for key in bad)
+    if on_demand:
+        assert len(lines) == len(bad)
+        for place in places:
+            assert sum(f"images so far: {place} (" in line for line in lines) == 1
+        assert f"train: left out {len(bad)} of {total} images so far: " in lines[-1]
+        return
+    (line,) = lines
+    assert f"train: left out {len(bad)} of {total} images: " in line
+    for place in places[:5]:
+        assert f"{place} (" in line
     assert line.count("; ") == 5
-    assert line.endswith(f"; and {expected_bad - 5} more")
+    assert line.endswith(f"; and {len(bad) - 5} more")
+
+
+TINY = [
+    "device=cpu",
+    "data.image_size=16",
+    "data.shift=1",
+    "architecture.widths=16,32",
+    "architecture.encoder_blocks=0,1",
+    "architecture.decoder_blocks=0,1",
+    "architecture.latent_channels=4",
+    "quantizer.num_codes=4",
+    "quantizer.codebook_sizes=16",
+    "trainer.steps=4",
+    "trainer.batch_size=64",
+    "trainer.evaluate_every=2",
+]
+
+
+@pytest.mark.parametrize("on_demand", [False, True], ids=["in memory", "on demand"])
+@pytest.mark.parametrize("kind", ["folder", "shard"])
+def test_training_goes_through_with_a_percent_of_damage_and_stops_with_one_line_above(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    on_demand: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if on_demand:
+        monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    odd = len(odd_but_readable())
+    bad = len(write_damaged(tmp_path / "few", kind, 1300, size=16))
+    assert train.main(["data.path=few", "out=run", *TINY]) == 0
+    said, total = capsys.readouterr(), 1300 + odd + bad
+    assert f"few train: left out {bad} of {total} images{' so far' * on_demand}: " in said.err
+    assert said.out.splitlines()[-1].startswith("made run/model")
+
+    write_damaged(tmp_path / "many", kind, 700, size=16)
+    assert train.main(["data.path=many", "out=other", *TINY]) == 2
+    *before, line = capsys.readouterr().err.splitlines()
+    total = 700 + odd + bad
+    start = f"error: many train: {bad} of {total} images cannot be read, over 1%; the first is "
+    assert line.startswith(start)
+    if not on_demand:  # refused before anything else was said or made
+        assert not before
+        assert not (tmp_path / "other").exists()
 
 
 def test_more_than_one_percent_of_damage_is_refused(tmp_path: Path) -> None:
@@ -515,20 +689,18 @@ def test_cifar10_without_internet_is_refused_within_seconds(
     assert "downloading 170 MB from https://www.cs.toronto.edu" in capsys.readouterr().err
 
 
-def test_cifar10_is_read_as_torchvision_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, bytes]:
+    """Makes torchvision want CIFAR-10 files of the real form with fewer images: these."""
     from torchvision.datasets import CIFAR10
 
-    # Files of the real form with fewer images, and their digests in place of the real ones.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "pqvae" / "cifar10" / CIFAR10.base_folder
-    folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
+    files: dict[Path, bytes] = {}
 
     def write(name: str, content: object) -> list[str]:
         data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
+        files[tmp_path / "pqvae" / "cifar10" / CIFAR10.base_folder / name] = data
         return [name, hashlib.md5(data, usedforsecurity=False).hexdigest()]
 
     def batch(count: int) -> dict[str, object]:
@@ -538,18 +710,55 @@ def test_cifar10_is_read_as_torchvision_reads_it(
     lists = {"train_list": [write("data_batch_1", batch(60))], "test_list": [write("t", batch(9))]}
     for name, value in lists.items():
         monkeypatch.setattr(CIFAR10, name, value)
-    names = ["airplane", "automobile"]
-    meta = write("batches.meta", {"label_names": names})
+    meta = write("batches.meta", {"label_names": ["airplane", "automobile"]})
     monkeypatch.setattr(
         CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
     )
+    return files
 
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    for path, data in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def test_cifar10_is_downloaded_once_however_many_want_it(
+    small_cifar10: dict[Path, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    wanted, running = 4, threading.Lock()
+
+    def download(self: CIFAR10) -> None:
+        assert running.acquire(blocking=False), "two downloads at once"
+        time.sleep(0.3)  # ample for the others to see that nothing is there
+        write_files(small_cifar10)
+        running.release()
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    # A lock of a file that is opened anew excludes threads as it does processes.
+    with ThreadPoolExecutor(wanted) as pool:
+        opened = list(pool.map(open_split, ["cifar10"] * wanted, ["test"] * wanted, [32] * wanted))
+    assert [len(dataset) for dataset in opened] == [9] * wanted
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cifar10: downloading 170 MB from ")
+
+
+def test_cifar10_is_read_as_torchvision_reads_it(
+    tmp_path: Path, small_cifar10: dict[Path, bytes]
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    write_files(small_cifar10)
     parts = {split: open_dataset(DataConfig(path="cifar10"), split) for split in SPLITS}
     assert len(parts["train"]) + len(parts["val"]) == 60
     assert len(parts["val"]) > 0
     assert len(parts["test"]) == 9
     for split, dataset in parts.items():
-        assert dataset.class_names == tuple(names)
+        assert dataset.class_names == ("airplane", "automobile")
         assert dataset.labels is not None
         theirs = CIFAR10(tmp_path / "pqvae" / "cifar10", train=split != "test")
         for index, key in enumerate(dataset.keys):
