@@ -25,7 +25,7 @@ test: .venv/installed-dev
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e '.[plots]'
 	$(BIN)/python -m pip install --quiet --no-deps $(TRUNK)
 	touch $@
 
