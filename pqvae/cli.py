@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
-INTERRUPTED = 130  # the shell's code for SIGINT
+from pqvae.stopping import Stopped, StopRequest
+
+SIGNALLED = 128  # a shell's exit code is this plus the number of the signal
 
 # Errors of the machine that a user can mend; everything else keeps its traceback.
 _MACHINE_ERRORS = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this disk or a limit of this account allows",
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
@@ -35,7 +38,8 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            main(argv)
+            with StopRequest(hold_back=False):
+                main(argv)
             sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -49,9 +53,12 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
             path = error.filename or "output"
             print(f"error: {path}: {_MACHINE_ERRORS[error.errno]}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            return INTERRUPTED
+        except Stopped as stopped:
+            from pqvae import ranks  # which imports this file
+
+            if ranks.is_first():
+                print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+            return SIGNALLED + stopped.signum
         return 0
 
     return run

@@ -1,8 +1,14 @@
 """Training batches as a pure function of (seed, step): nothing to save, nothing to resume."""
 
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
+from pqvae import ranks
+from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset
 from pqvae.images import to_float
 
@@ -15,12 +21,37 @@ def generator_for(seed: int, *indices: int) -> torch.Generator:
     return torch.Generator().manual_seed(state)
 
 
+def parts_of_batch(batch_size: int, accumulate: int) -> list[slice]:
+    """Where in each batch this process's share lies, one slice for each micro-batch.
+
+    The processes' shares, and the micro-batches in them, follow one another and make the batch.
+
+    Raises:
+        UserError: There are too few images in a batch.
+    """
+    pieces = ranks.count() * accumulate
+    if batch_size < pieces:
+        raise UserError(
+            f"trainer.batch_size is {batch_size}, but {ranks.count()} processes with "
+            f"trainer.accumulate={accumulate} need at least {pieces}"
+        )
+    bounds = [batch_size * piece // pieces for piece in range(pieces + 1)]
+    first = ranks.rank() * accumulate
+    return [slice(*bounds[piece : piece + 2]) for piece in range(first, first + accumulate)]
+
+
 class BatchOrder:
     """Indices of the batch at any step: a new permutation for each pass over the data."""
 
     def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        """Raises UserError where there are fewer samples than processes."""
+        if length < ranks.count():
+            raise UserError(f"{length} training images are too few for {ranks.count()} processes")
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+        self._permutation = functools.lru_cache(maxsize=4)(self._draw)
+
+    def _draw(self, epoch: int) -> Tensor:
+        return torch.randperm(self.length, generator=generator_for(self.seed, epoch))
 
     def __call__(self, step: int) -> Tensor:
         """Indices int64 (batch_size,) of the batch at this step."""
@@ -28,12 +59,8 @@ class BatchOrder:
         epochs = places // self.length
         indices = torch.empty_like(places)
         for epoch in epochs.unique().tolist():
-            if epoch != self._epoch:
-                generator = generator_for(self.seed, epoch)
-                self._permutation = torch.randperm(self.length, generator=generator)
-                self._epoch = epoch
             inside = epochs == epoch
-            indices[inside] = self._permutation[places[inside] % self.length]
+            indices[inside] = self._permutation(epoch)[places[inside] % self.length]
         return indices
 
 
@@ -48,14 +75,28 @@ class Augmentation:
                 if name in config.no_flip_classes:
                     self.may_flip[dataset.labels == index] = False
 
-    def __call__(self, images: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Change uint8 images (B, 3, H, W), which are those at the indices (B,) of the data set."""
+    def __call__(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        generator: torch.Generator,
+        part: slice = slice(None),
+    ) -> Tensor:
+        """Change a part of a batch.
+
+        Args:
+            images: uint8 (b, 3, H, W), the images of the part.
+            indices: int64 (B,), which images of the data set the whole batch is.
+            generator: What it draws for an image depends on the place in the whole batch.
+            part: Which of the batch the images are.
+        """
         flip = (torch.rand(len(indices), generator=generator) < 0.5) & self.may_flip[indices]
         reach = torch.where(
             torch.rand(len(indices), generator=generator) < self.shift_share, self.shift, 0
         )
         offsets = (torch.rand(2, len(indices), generator=generator) * 2 - 1) * (reach + 0.5)
-        return augment(images, flip, offsets.round().long().clamp(-self.shift, self.shift))
+        offsets = offsets.round().long().clamp(-self.shift, self.shift)
+        return augment(images, flip[part], offsets[:, part])
 
 
 class TrainingImages:
@@ -68,11 +109,48 @@ class TrainingImages:
         self.order = BatchOrder(len(dataset), batch_size, seed)
         self.augmentation = Augmentation(dataset, config)
 
-    def __call__(self, step: int) -> Tensor:
-        """The images of this step, float32 (B, 3, H, W) in [-1, 1]."""
+    def __call__(self, step: int, part: slice = slice(None)) -> Tensor:
+        """The images of this part of the step's batch, float32 (b, 3, H, W) in [-1, 1]."""
         indices = self.order(step)
-        images = self.dataset.images(indices)
-        return to_float(self.augmentation(images, indices, generator_for(self.seed, step, 1)))
+        images = self.dataset.images(indices[part])
+        generator = generator_for(self.seed, step, 1)
+        return to_float(self.augmentation(images, indices, generator, part))
+
+
+class Ahead:
+    """Calls a function of (step, part) before its results are asked for, in threads.
+
+    The function must be pure: what it gives does not depend on the number of threads.
+    """
+
+    def __init__(
+        self, function: Callable[[int, slice], Tensor], parts: Sequence[slice], workers: int
+    ) -> None:
+        """Prepare to be asked for the parts of one step after the other.
+
+        Args:
+            function: What to call.
+            parts: The parts of every step.
+            workers: How many calls to be ahead, each in its own thread; 0 calls when asked.
+        """
+        self._function, self._parts, self._workers = function, list(parts), workers
+        self._pool = ThreadPoolExecutor(max(1, workers), "loader")
+        self._pending: dict[tuple[int, int], Future[Tensor]] = {}
+
+    def __call__(self, step: int, part: slice) -> Tensor:
+        """What the function gives; its errors are raised here, in the order of the steps."""
+        if self._workers == 0:
+            return self._function(step, part)
+        place = step, self._parts.index(part)
+        if place not in self._pending:  # the first call, or a jump
+            self._pending.clear()
+        for ahead in range(self._workers + 1):
+            steps, index = divmod(place[1] + ahead, len(self._parts))
+            coming = step + steps, index
+            if coming not in self._pending:
+                call = self._pool.submit(self._function, coming[0], self._parts[index])
+                self._pending[coming] = call
+        return self._pending.pop(place).result()
 
 
 def augment(images: Tensor, flip: Tensor, offsets: Tensor) -> Tensor:

@@ -5,8 +5,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+from pqvae import ranks
+from pqvae.files import atomic_path
+
+if TYPE_CHECKING:
+    from pqvae.sinks import Sinks
 
 SECONDS_BETWEEN_LINES = 15
 
@@ -18,15 +25,17 @@ def format_seconds(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One line of progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One line of progress, on stderr; of several processes, the first speaks."""
+    if ranks.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
     """How far a long loop over images is: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, label: str, total: int) -> None:
-        self._bar = tqdm(total=total, desc=label, unit="img", disable=None)
+        disable = None if ranks.is_first() else True
+        self._bar = tqdm(total=total, desc=label, unit="img", disable=disable)
         self._label, self._total, self._done, self._worked = label, total, 0, 0
         self._start = self._last = time.monotonic()
 
@@ -51,12 +60,20 @@ class Progress:
 
 
 class RunLog:
-    """The log of one training run."""
+    """The log of one training run, written by the first of its processes."""
 
-    def __init__(self, folder: Path, total_steps: int, batch_size: int, first_step: int) -> None:
-        self.path = folder / "stats.jsonl"
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        batch_size: int,
+        first_step: int,
+        sinks: "Sinks | None" = None,
+    ) -> None:
+        self.path, self._sinks = folder / "stats.jsonl", sinks
         self.total_steps, self.batch_size = total_steps, batch_size
-        self._keep_until(first_step)
+        if ranks.is_first():
+            self._keep_until(first_step)
         self.mark(first_step)
 
     def mark(self, step: int) -> None:
@@ -73,16 +90,23 @@ class RunLog:
         self.record(step, {**scalars, "images_per_second": rate * self.batch_size})
         self.mark(step)
 
-    def evaluation(self, step: int, text: str, scalars: Mapping[str, float]) -> None:
-        """Say what an evaluation found; its time does not count into the speed."""
+    def note(self, step: int, text: str, scalars: Mapping[str, float]) -> None:
+        """Say what an evaluation found, or what has happened; append its numbers."""
         say(f"step {step}/{self.total_steps} | {text}")
         self.record(step, scalars)
-        self.mark(step)
 
     def record(self, step: int, scalars: Mapping[str, float]) -> None:
+        if not ranks.is_first():
+            return
         line = {"step": step, "images_seen": step * self.batch_size, **scalars}
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._sinks:
+            self._sinks.record(step, scalars)
+
+    def close(self) -> None:
+        if self._sinks:
+            self._sinks.close()
 
     def _keep_until(self, step: int) -> None:
         """Drop the lines of steps that are about to be done again."""
@@ -95,4 +119,5 @@ class RunLog:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that a kill cut short
-        self.path.write_text("".join(kept))
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(kept))

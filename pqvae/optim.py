@@ -1,12 +1,9 @@
 """The optimizer and its learning rate, a pure function of progress."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
-
-from pqvae.cli import UserError
 
 
 def learning_rate(peak: float, progress: float, warmup: float) -> float:
@@ -39,17 +36,3 @@ def adamw(model: nn.Module, weight_decay: float, beta2: float) -> torch.optim.Ad
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, step: int) -> float:
-    """Scale the gradients to at most this norm; returns the norm before.
-
-    Raises:
-        UserError: A gradient is not finite; the weights are still those of the step before.
-    """
-    norm = float(nn.utils.clip_grad_norm_(parameters, limit))
-    if not math.isfinite(norm):
-        raise UserError(
-            f"step {step}: the gradient is not finite; a lower trainer.learning_rate usually helps"
-        )
-    return norm

@@ -6,22 +6,27 @@ from dataclasses import dataclass
 
 import torch
 
+from pqvae import ranks
 from pqvae.cli import UserError
 
 
 def select_device(name: str = "auto") -> torch.device:
     """The device of that name; ``auto`` is the first of cuda, mps, cpu that is there.
 
+    Of several processes on one machine, each gets a GPU of its own.
+
     Raises:
         UserError: No such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return select_device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{ranks.local_rank()}" if name == "cuda" else name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here; try auto or cpu") from error
     return device
@@ -40,7 +45,9 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def __str__(self) -> str:
-        return f"{self.device} in {'bfloat16' if self.bf16 else 'float32'} ({self.reason})"
+        several = f", {ranks.count()} processes" if ranks.count() > 1 else ""
+        precision = "bfloat16" if self.bf16 else "float32"
+        return f"{self.device} in {precision} ({self.reason}{several})"
 
 
 def select_runtime(name: str = "auto") -> Runtime:

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     started = time.monotonic()
 
+    from pqvae import ranks
     from pqvae.config import config_to_dict, load_config
     from pqvae.runtime import select_device, versions
     from sampling.sampler import SamplingSettings
@@ -86,14 +87,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
         "versions": versions(),
     }
-    missing = _open_folder(args.out, record)
-    _generate(args, record, missing, tokenizer, prior, label, settings)
-    seconds = time.monotonic() - started
-    scored = "" if args.out == Path("runs/samples") else f" --samples {args.out}"
-    print(
-        f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); look at "
-        f"{args.out}/grid.png, then: python -m eval.fid{scored}"
-    )
+    with ranks.joined(device):
+        missing = ranks.first_does(lambda: _open_folder(args.out, record))
+        _generate(args, record, missing, tokenizer, prior, label, settings)
+        ranks.wait()
+        ranks.first_does(lambda: _finish(args, record, tokenizer.config.image_size))
+    if ranks.is_first():
+        seconds = time.monotonic() - started
+        scored = "" if args.out == Path("runs/samples") else f" --samples {args.out}"
+        print(
+            f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); "
+            f"look at {args.out}/grid.png, then: python -m eval.fid{scored}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,20 +203,22 @@ def _generate(
     label: int | None,
     settings: Any,
 ) -> None:
+    """Make this process's share of the missing images."""
     from concurrent.futures import ThreadPoolExecutor
 
     import torch
 
-    from pqvae.files import write_json
-    from pqvae.images import decode_image, save_grid, to_uint8
+    from pqvae import ranks
+    from pqvae.images import to_uint8
     from pqvae.logs import Progress
     from sampling.sampler import class_labels, sample_codes
 
     folder = args.out / "images"
     progress = Progress("sampling", args.n)
     progress.skip(args.n - len(missing))
+    share = torch.tensor(missing[ranks.rank() :: ranks.count()], dtype=torch.int64)
     with ThreadPoolExecutor(2) as writers:
-        for indices in torch.tensor(missing, dtype=torch.int64).split(args.batch_size):
+        for indices in share.split(args.batch_size) if len(share) else ():
             labels = None
             if label is not None:
                 labels = torch.full_like(indices, label)
@@ -222,12 +229,19 @@ def _generate(
             images = to_uint8(tokenizer.decode(codes)).cpu()
             files = [folder / _file_name(index) for index in indices.tolist()]
             list(writers.map(_write_png, files, images))  # a full disk is raised here
-            progress.advance(len(indices))
+            progress.advance(min(ranks.count() * len(indices), len(missing)))
     progress.close()
 
-    first = [folder / _file_name(index) for index in range(min(args.n, GRID_IMAGES))]
-    size = tokenizer.config.image_size
-    shown = torch.stack([decode_image(file.read_bytes(), size) for file in first])
+
+def _finish(args: argparse.Namespace, record: dict[str, Any], image_size: int) -> None:
+    """Draw the grid, and record that all images are there."""
+    import torch
+
+    from pqvae.files import write_json
+    from pqvae.images import decode_image, save_grid
+
+    first = [args.out / "images" / _file_name(index) for index in range(min(args.n, GRID_IMAGES))]
+    shown = torch.stack([decode_image(file.read_bytes(), image_size) for file in first])
     save_grid(args.out / "grid.png", shown, columns=min(10, len(shown)))
     write_json(args.out / "samples.json", {**record, "complete": True})
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage1_tokenizer.quantizer import CodebookLearner
 from stage1_tokenizer.tokenizer import Tokenizer
 
 
@@ -44,26 +43,28 @@ class TokenizerObjective:
         self.tokenizer, self.config = tokenizer, config
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, learner: CodebookLearner
+        self, images: Tensor, prefix_lengths: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Losses of float images (B, 3, H, W) in [-1, 1], with the codes and residuals behind them.
+        """The losses of images, with the codes and residuals behind them.
 
         Gradients pass the quantizer straight through. Normalized latents have unit variance, so the
-        commitment needs no scale.
+        commitment needs no scale. Every loss is a mean over images: those of the parts of a batch
+        average to that of the batch.
+
+        Args:
+            images: float (B, 3, H, W) in [-1, 1].
+            prefix_lengths: int64 (B,) in 1..N: how many codes each is decoded from.
         """
         quantizer = self.tokenizer.quantizer
-        encoded = self.tokenizer.encoder(images)
-        learner.update_scale(encoded)
-        latents = quantizer.normalize(encoded)
+        latents = quantizer.normalize(self.tokenizer.encoder(images))
         codes, residuals = quantizer.quantize(latents)
-        B, N = codes.shape
-        lengths = draw_prefix_lengths(B, N, self.config.full_share, generator).to(images.device)
-        prefix_residuals = residuals[lengths, torch.arange(B, device=images.device)]
+        prefix_residuals = residuals[prefix_lengths, torch.arange(len(images), device=codes.device)]
         # f_k = f - r_k in value, and as far as the gradient is concerned, f.
-        decoded = self.tokenizer.decoder(latents - prefix_residuals, lengths)
+        decoded = self.tokenizer.decoder(latents - prefix_residuals, prefix_lengths)
         mse = F.mse_loss(decoded.float(), images)
         commitment = F.mse_loss(latents, (latents - residuals[-1]).detach())
         losses = {"loss": mse + self.config.commitment * commitment, "mse": mse.detach()}
         # |r_N|^2 / |f|^2: the share of the latent that the codes leave undescribed.
-        losses["residual"] = residuals[-1].square().mean() / latents.detach().square().mean()
+        energies = residuals[[0, -1]].square().sum(2)
+        losses["residual"] = (energies[1] / energies[0]).mean()
         return losses, codes, residuals

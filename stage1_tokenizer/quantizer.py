@@ -13,13 +13,17 @@ choice is by direction alone, which keeps every entry in use. Entries learn by e
 averages of the residuals that chose them, never by gradient (`CodebookLearner`).
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+SCALE_SHARE = 0.05  # of the newest batch in the running standard deviation of the latents
+LEAST_GAIN = 1e-3  # of a position at the start, times the norm of a latent of unit variance
+TINY = 1e-30  # no smaller divisors; far above float32's limit
 SPLIT_STEP = 0.2  # from an entry in use towards one of its residuals, where a new one starts
 
 
@@ -60,8 +64,8 @@ class QuantizerConfig:
 class ProgressiveQuantizer(nn.Module):
     """Latents (B, D) <-> codes (B, N), by nearest entry and subtraction; float32 throughout."""
 
-    vectors: Tensor  # (N, K, D): entries divided by the gain; rows from K_i on are zero
-    gains: Tensor  # (N,): the norm that the entries of a position share; 1 for the first position
+    vectors: Tensor  # (N, K, D): entry c of position i is factors[i, c] * vectors[i, c]
+    factors: Tensor  # (N, K)
     biases: Tensor  # (N, K): half the squared norm where norms differ; inf where there is no entry
     scale: Tensor  # (): the running standard deviation of the encoder's output
 
@@ -70,12 +74,17 @@ class ProgressiveQuantizer(nn.Module):
         self.config = config
         N, K = config.num_codes, max(config.sizes)
         self.register_buffer("vectors", torch.zeros(N, K, dim))
-        self.register_buffer("gains", torch.ones(N))
+        self.register_buffer("factors", torch.ones(N, K))
         biases = torch.zeros(N, K)
         for position, size in enumerate(config.sizes):
             biases[position, size:] = torch.inf
         self.register_buffer("biases", biases)
         self.register_buffer("scale", torch.ones(()))
+
+    def entries(self, position: int) -> Tensor:
+        """The codebook of a position: float32 (K_i, D)."""
+        size = self.config.sizes[position]
+        return self.vectors[position, :size] * self.factors[position, :size, None]
 
     def normalize(self, encoded: Tensor) -> Tensor:
         """Divide the encoder's output (B, D) by its running standard deviation.
@@ -86,10 +95,12 @@ class ProgressiveQuantizer(nn.Module):
 
     def nearest(self, position: int, residual: Tensor) -> Tensor:
         """The entry of a position nearest to each residual (B, D): int64 (B,)."""
-        # |r - g v|^2 = |r|^2 - 2 g (r.v - g |v|^2 / 2): the nearest entry has the highest score.
-        bias, vectors = self.biases[position], self.vectors[position]
-        return torch.addmm(bias, residual, vectors.T, beta=-1).argmax(dim=1)
+        # |r - e|^2 = |r|^2 - 2 (r.e - |e|^2 / 2): the nearest entry has the highest score.
+        projections = residual @ self.vectors[position].T
+        scores = torch.addcmul(-self.biases[position], projections, self.factors[position])
+        return scores.argmax(dim=1)
 
+    @torch.no_grad()
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the codes of normalized latents.
 
@@ -99,17 +110,33 @@ class ProgressiveQuantizer(nn.Module):
         Returns:
             Codes, int64 (B, N), and residuals r_0 ... r_N, float32 (N + 1, B, D): f_k = f - r_k.
         """
-        residual = latents.detach()
-        codes, residuals = [], [residual]
+        B, N = len(latents), self.config.num_codes
+        codes = torch.empty(N, B, dtype=torch.int64, device=latents.device)
+        residuals = latents.new_empty(N + 1, *latents.shape)
+        residuals[0] = latents
         # Autocast would search in bfloat16, which cannot tell near entries apart.
-        with torch.autocast(residual.device.type, enabled=False):
-            for position in range(self.config.num_codes):
-                chosen = self.nearest(position, residual)
-                entries = self.vectors[position, chosen]
-                residual = torch.addcmul(residual, entries, self.gains[position], value=-1)
-                codes.append(chosen)
-                residuals.append(residual)
-        return torch.stack(codes, dim=1), torch.stack(residuals)
+        with torch.autocast(latents.device.type, enabled=False):
+            for position in range(N):
+                codes[position] = self.nearest(position, residuals[position])
+                self._subtract(position, codes[position], residuals)
+        return codes.T, residuals
+
+    def residuals(self, latents: Tensor, codes: Tensor) -> Tensor:
+        """What ``quantize`` leaves of normalized latents (B, D) when it chooses these codes (B, N).
+
+        Returns:
+            r_0 ... r_N, float32 (N + 1, B, D), to the bit.
+        """
+        residuals = latents.new_empty(self.config.num_codes + 1, *latents.shape)
+        residuals[0] = latents
+        for position in range(self.config.num_codes):
+            self._subtract(position, codes[:, position], residuals)
+        return residuals
+
+    def _subtract(self, position: int, chosen: Tensor, residuals: Tensor) -> None:
+        vectors = self.vectors[position].index_select(0, chosen)
+        factors = self.factors[position, chosen].unsqueeze(1)
+        torch.addcmul(residuals[position], vectors, factors, value=-1, out=residuals[position + 1])
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Sum the entries of a prefix: codes int64 (B, k) -> f_k, float32 (B, D).
@@ -127,30 +154,33 @@ class ProgressiveQuantizer(nn.Module):
             raise ValueError(f"codes must lie in [0, K) with K = {self.config.sizes[:k]}")
         latents = self.vectors.new_zeros(len(codes), self.vectors.shape[2])
         for position in range(k):  # in order: equal prefixes give equal sums, to the bit
-            entries = self.vectors[position, codes[:, position]]
-            latents = torch.addcmul(latents, entries, self.gains[position])
+            chosen = codes[:, position]
+            factors = self.factors[position, chosen].unsqueeze(1)
+            latents = torch.addcmul(latents, self.vectors[position, chosen], factors)
         return latents
 
 
 class CodebookLearner:
     """Moves the entries of a quantizer to the residuals that chose them, and revives unused ones.
 
-    The moving averages are kept unscaled: instead of shrinking all sums at every step, newer
-    residuals weigh more. Only the rows of chosen entries are touched, which makes a step several
-    times cheaper; the averages are the same.
+    The moving averages are kept unscaled, and as the quantizer's own vectors: instead of shrinking
+    all sums at every step, newer residuals weigh more, and the factors make entries of the sums.
+    So a step touches only the rows of chosen entries, once; the averages are the same.
     """
 
     RESCALE_ABOVE = 1e6  # of the newest weight; far from float32's limits
+    TENSORS = ("gains", "norms", "counts", "recent", "window")
 
     def __init__(self, quantizer: ProgressiveQuantizer) -> None:
         self.quantizer = quantizer
         self.weight = 1.0  # of a residual that arrives now
-        self.sums = torch.zeros_like(quantizer.vectors)  # (N, K, D)
-        self.counts = torch.zeros_like(quantizer.biases)  # (N, K)
+        self.gains = torch.ones_like(quantizer.factors[:, 0])  # (N,): the norm a position shares
+        self.norms = torch.ones_like(quantizer.factors)  # (N, K): of the vectors
+        self.counts = torch.ones_like(quantizer.factors)  # (N, K): of residuals in each vector
         # Uses in the present window and in the one before. The averages remember too long for this:
         # an entry that nothing chooses any more would live on by its past.
-        self.recent = torch.zeros_like(quantizer.biases)
-        self.window = torch.ones_like(quantizer.biases)
+        self.recent = torch.zeros_like(quantizer.factors)
+        self.window = torch.zeros_like(quantizer.factors)
 
     def decay(self, progress: float) -> float:
         """Decay of the moving averages at a progress in [0, 1]."""
@@ -165,56 +195,76 @@ class CodebookLearner:
         quantizer.scale.copy_(encoded.float().std())
         residual = quantizer.normalize(encoded)
         for position, size in enumerate(quantizer.config.sizes):
+            self.gains[position] = 1
+            rows = torch.arange(size, device=residual.device)
             drawn = torch.randint(len(residual), (size,), generator=generator).to(residual.device)
-            ones = residual.new_ones(size)
-            self._set_rows(position, torch.arange(size, device=ones.device), residual[drawn], ones)
+            self._set_rows(position, rows, residual[drawn], residual.new_ones(size))
             for _ in range(iterations):
                 chosen = quantizer.nearest(position, residual)
                 counts = torch.bincount(chosen, minlength=size).float()
-                sums = torch.zeros_like(self.sums[position, :size]).index_add_(0, chosen, residual)
+                sums = torch.zeros_like(quantizer.vectors[position, :size])
+                sums.index_add_(0, chosen, residual)
                 empty = (counts == 0).nonzero().squeeze(1)
                 drawn = torch.randint(len(residual), (len(empty),), generator=generator)
                 sums[empty], counts[empty] = residual[drawn.to(residual.device)], 1.0
-                rows = torch.arange(size, device=counts.device)
                 self._set_rows(position, rows, sums / counts.unsqueeze(1), counts)
             chosen = quantizer.nearest(position, residual)
-            vectors = quantizer.vectors[position, chosen]
             if position > 0:
-                quantizer.gains[position] = (residual * vectors).sum(1).mean()
-            residual = residual - quantizer.gains[position] * vectors
+                directions = quantizer.entries(position)[chosen]
+                # Where nothing is left to describe: above what rounding makes of it in `update`.
+                least = LEAST_GAIN * residual.shape[1] ** 0.5
+                self.gains[position] = (residual * directions).sum(1).mean().clamp_min(least)
+                self._scale_entries()
+            residual = residual - quantizer.entries(position)[chosen]
 
     @torch.no_grad()
-    def update_scale(self, encoded: Tensor) -> None:
-        """Follow the standard deviation of the encoder's output (B, D)."""
-        self.quantizer.scale.lerp_(encoded.detach().float().std(), 0.05)
+    def update(
+        self, codes: Tensor, residuals: Tensor, decay: float, finite: Tensor | None = None
+    ) -> None:
+        """Account for one batch; the latent's scale follows, too.
 
-    @torch.no_grad()
-    def update(self, codes: Tensor, residuals: Tensor, decay: float) -> None:
-        """Account for one batch: codes (B, N) and residuals (N + 1, B, D) as from ``quantize``."""
+        Args:
+            codes: int64 (B, N), as from ``quantize``.
+            residuals: float32 (N + 1, B, D), as from ``quantize``.
+            decay: Of the moving averages, in (0, 1).
+            finite: bool (), false where the batch is to change nothing; None means true. A tensor,
+                so that a GPU need not be waited for.
+        """
         quantizer = self.quantizer
         N, K, D = quantizer.vectors.shape
+        ones = torch.ones(codes.numel(), device=codes.device)
+        if finite is not None and finite.device.type == "cpu" and finite:
+            finite = None  # known for the asking, and spares a copy
+        if finite is not None:
+            residuals, ones = torch.where(finite, residuals, 0), ones * finite
         self.weight /= decay
-        inputs = residuals[:-1]
         positions = torch.arange(N, device=codes.device).unsqueeze(1)
         rows = (positions * K + codes.T).flatten()
-        ones = torch.ones_like(rows, dtype=torch.float32)
-        self.counts.view(-1).index_add_(0, rows, ones, alpha=self.weight)
-        self.recent.view(-1).index_add_(0, rows, ones)
-        self.sums.view(-1, D).index_add_(0, rows, inputs.reshape(-1, D), alpha=self.weight)
-
-        projections = (inputs[1:] * quantizer.vectors[positions[1:], codes.T[1:]]).sum(-1).mean(1)
-        quantizer.gains[1:].lerp_(projections, 1 - decay)
-
         vectors = quantizer.vectors.view(-1, D)
-        vectors[rows] = F.normalize(self.sums.view(-1, D)[rows], dim=1)
-        chosen = codes[:, 0]  # the first codebook is free: entries are means
-        vectors[chosen] = self.sums[0, chosen] / self.counts[0, chosen].unsqueeze(1)
-        quantizer.biases[0, chosen] = vectors[chosen].square().sum(1) / 2
+        with _deterministic(codes.device):
+            self.counts.view(-1).index_add_(0, rows, ones, alpha=self.weight)
+            self.recent.view(-1).index_add_(0, rows, ones)
+            vectors.index_add_(0, rows, residuals[:-1].reshape(-1, D), alpha=self.weight)
+            norms = torch.linalg.vector_norm(vectors.index_select(0, rows), dim=1)
+            if finite is not None:  # rows may be padding then, and rounding is a change, too
+                norms = torch.where(finite, norms, self.norms.view(-1).index_select(0, rows))
+            self.norms.view(-1).index_copy_(0, rows, norms)
 
+        # |r - g d|^2 = |r|^2 - 2 g r.d + g^2: the mean projection r.d on the chosen directions.
+        energies = torch.linalg.vector_norm(residuals, dim=2).square().mean(1)
+        projections = (energies[:-1] - energies[1:] + self.gains**2) / (2 * self.gains)
+        deviation = residuals[0].std() * quantizer.scale
+        share, scale_share = torch.as_tensor(1 - decay), torch.as_tensor(SCALE_SHARE)
+        if finite is not None:
+            share, scale_share = share * finite, scale_share * finite
+        self.gains[1:] = self.gains[1:].lerp(projections[1:], share.to(projections))
+        quantizer.scale.lerp_(deviation, scale_share.to(deviation))
         if self.weight > self.RESCALE_ABOVE:
-            self.sums /= self.weight
+            quantizer.vectors /= self.weight
+            self.norms /= self.weight
             self.counts /= self.weight
             self.weight = 1.0
+        self._scale_entries()
 
     @torch.no_grad()
     def revive(self, codes: Tensor, residuals: Tensor, generator: torch.Generator) -> None:
@@ -236,8 +286,7 @@ class CodebookLearner:
             if len(rows) > 0:
                 drawn = torch.randint(len(codes), (len(rows),), generator=generator)
                 drawn = drawn.to(rows.device)
-                vectors = quantizer.vectors[position, codes[drawn, position]]
-                entries = vectors * quantizer.gains[position]
+                entries = quantizer.entries(position)[codes[drawn, position]]
                 values = entries.lerp(residuals[position, drawn], SPLIT_STEP)
                 self._set_rows(position, rows, values, self.counts[position, :size].mean())
         self.window, self.recent = self.recent, torch.zeros_like(self.recent)
@@ -245,36 +294,52 @@ class CodebookLearner:
     def usage(self) -> tuple[float, int]:
         """Mean entropy of the codes of the last full window in bits, and its unused entries."""
         entropy, dead = 0.0, 0
-        for uses, size in zip(self.window, self.quantizer.config.sizes, strict=True):
+        window = self.window if self.window.any() else self.recent  # before the first is full
+        for uses, size in zip(window, self.quantizer.config.sizes, strict=True):
             shares = uses[:size].double() / uses[:size].sum()
             entropy -= float(torch.special.xlogy(shares, shares).sum()) / math.log(2)
             dead += int((shares == 0).sum())
         return entropy / self.quantizer.config.num_codes, dead
 
-    def _set_rows(self, position: int, rows: Tensor, values: Tensor, count: Tensor) -> None:
-        quantizer = self.quantizer
-        self.counts[position, rows] = count
-        self.sums[position, rows] = values * self.counts[position, rows].unsqueeze(1)
-        if position == 0:
-            quantizer.vectors[0, rows] = values
-            quantizer.biases[0, rows] = values.square().sum(1) / 2
-        else:
-            quantizer.vectors[position, rows] = F.normalize(values, dim=1)
+    def _set_rows(self, position: int, rows: Tensor, values: Tensor, counts: Tensor) -> None:
+        """Let entries start anew at these values (R, D), as means of so many residuals."""
+        self.counts[position, rows] = counts
+        sums = values * self.counts[position, rows].unsqueeze(1)
+        self.quantizer.vectors[position, rows] = sums
+        self.norms[position, rows] = torch.linalg.vector_norm(sums, dim=1)
+        self._scale_entries()
+
+    def _scale_entries(self) -> None:
+        """The first codebook is free: entries are means. Later ones share the position's norm."""
+        factors, biases = self.quantizer.factors, self.quantizer.biases
+        # Vectors of zero stay zero, and so does padding after many a rescaling.
+        torch.div(self.gains.unsqueeze(1), self.norms.clamp_min(TINY), out=factors)
+        torch.reciprocal(self.counts[0].clamp_min(TINY), out=factors[0])
+        size = self.quantizer.config.sizes[0]
+        biases[0, :size] = (self.norms[0, :size] * factors[0, :size]).square() / 2
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that ``update`` and ``revive`` carry from step to step."""
-        return {
-            "sums": self.sums,
-            "counts": self.counts,
-            "recent": self.recent,
-            "window": self.window,
-            "weight": torch.tensor(self.weight, dtype=torch.float64),
-        }
+        """All that ``update`` and ``revive`` carry from step to step, besides the quantizer."""
+        state = {name: getattr(self, name) for name in self.TENSORS}
+        return {**state, "weight": torch.tensor(self.weight, dtype=torch.float64)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in ("sums", "counts", "recent", "window"):
+        for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
         self.weight = float(state["weight"])
+
+
+@contextlib.contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Sums in a fixed order on GPUs too, so that several processes keep the same codebooks."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.use_deterministic_algorithms(before)
 
 
 def code_entropy_bits(codes: Tensor, sizes: tuple[int, ...]) -> list[float]:

@@ -1,6 +1,6 @@
 """Stage 1 for the training loop: the root config, the task, the final report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pqvae import ranks
+from pqvae.cli import UserError
 from pqvae.config import config_to_yaml
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 from pqvae.files import write_json
 from pqvae.images import psnr, save_grid, to_float, to_uint8
-from pqvae.loader import TrainingImages, generator_for
+from pqvae.loader import Ahead, TrainingImages, generator_for, parts_of_batch
 from pqvae.logs import format_seconds, say
 from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.trainer import Evaluation, TrainerConfig, open_run, train
 from stage1_tokenizer.encoder import ArchitectureConfig
-from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective
+from stage1_tokenizer.objective import (
+    ObjectiveConfig,
+    TokenizerObjective,
+    draw_prefix_lengths,
+)
 from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig, code_entropy_bits
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
@@ -26,6 +32,12 @@ PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
 START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
+
+CURVES = {
+    "loss": ["loss", "mse"],
+    "held-out PSNR by prefix length, dB": ["val_psnr_*"],
+    "code entropy, bits": ["code_entropy_bits"],
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,37 +112,72 @@ class TokenizerTask:
             )
         ).to(runtime.device)
         self.model: nn.Module = self.tokenizer
+        self.networks: Sequence[nn.Module] = (self.tokenizer.encoder, self.tokenizer.decoder)
+        self.curves: Mapping[str, Sequence[str]] = CURVES
         self.learner = CodebookLearner(self.tokenizer.quantizer)
         self.objective = TokenizerObjective(self.tokenizer, config.objective)
-        self.batches = TrainingImages(
-            self.train_images, config.data, config.trainer.batch_size, config.trainer.seed
+        trainer = config.trainer
+        self.images = TrainingImages(
+            self.train_images, config.data, trainer.batch_size, trainer.seed
         )
+        self.parts = parts_of_batch(trainer.batch_size, trainer.accumulate)
+        self.batches = Ahead(self.load, self.parts, config.data.workers)
         self.lengths = prefix_grid(self.tokenizer.num_codes)
+        self._seen: list[tuple[Tensor, Tensor]] = []  # codes and residuals of the step's parts
+
+    def load(self, step: int, part: slice) -> Tensor:
+        """Images of a part of a batch, ready to be copied to the device."""
+        images = self.images(step, part)
+        return images.pin_memory() if self.runtime.device.type == "cuda" else images
 
     def start(self) -> None:
         say("starting the shortcuts and codebooks from training images")
         device, size = self.runtime.device, self.config.trainer.batch_size
-        patches = [self.batches(step) for step in range(-(-PATCH_IMAGES // size))]
+        patches = [self.images(step) for step in range(-(-PATCH_IMAGES // size))]
         self.tokenizer.start_from(torch.cat(patches).to(device))
         count = -(-max(START_IMAGES, 2 * max(self.config.quantizer.sizes)) // size)
-        batches = (self.batches(step).to(device) for step in range(count))
+        batches = (self.images(step).to(device) for step in range(count))
         with torch.inference_mode():
             encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
         self.learner.initialize(encoded, generator_for(self.config.trainer.seed, 0, 2))
 
-    def loss(self, step: int) -> dict[str, Tensor]:
-        images = self.batches(step).to(self.runtime.device)
-        generator = generator_for(self.config.trainer.seed, step, 3)
-        losses, self._codes, self._residuals = self.objective(images, generator, self.learner)
+    def loss(self, step: int, part: slice) -> dict[str, Tensor]:
+        images = self.batches(step, part).to(self.runtime.device, non_blocking=True)
+        lengths = draw_prefix_lengths(
+            self.config.trainer.batch_size,
+            self.tokenizer.num_codes,
+            self.config.objective.full_share,
+            generator_for(self.config.trainer.seed, step, 3),
+        )
+        losses, codes, residuals = self.objective(images, lengths[part].to(images.device))
+        self._seen.append((codes, residuals))
         return losses
 
-    def after_step(self, step: int) -> None:
-        self.learner.update(
-            self._codes, self._residuals, self.learner.decay(step / self.config.trainer.steps)
-        )
-        if (step + 1) % self.config.quantizer.revive_every == 0:
+    def after_step(self, step: int, finite: Tensor) -> None:
+        codes, residuals = self.whole_batch()
+        decay = self.learner.decay(step / self.config.trainer.steps)
+        self.learner.update(codes, residuals, decay, finite)
+        # What is not finite in a skipped step must not become an entry.
+        if (step + 1) % self.config.quantizer.revive_every == 0 and bool(finite):
             generator = generator_for(self.config.trainer.seed, step, 4)
-            self.learner.revive(self._codes, self._residuals, generator)
+            self.learner.revive(codes, residuals, generator)
+
+    def whole_batch(self) -> tuple[Tensor, Tensor]:
+        """Codes and residuals of the step's whole batch, alike in every process.
+
+        Latents and codes are exchanged, not sums over them: they are small, and every process then
+        does to its codebooks the very same.
+        """
+        seen, self._seen = self._seen, []
+        if len(seen) == ranks.count() == 1:
+            return seen[0]
+        first, total = self.parts[0].start, self.config.trainer.batch_size
+        codes = ranks.gather(torch.cat([codes for codes, _ in seen]), first, total)
+        latents = ranks.gather(torch.cat([residuals[0] for _, residuals in seen]), first, total)
+        return codes, self.tokenizer.quantizer.residuals(latents, codes)
+
+    def keys(self, step: int) -> list[str]:
+        return [self.train_images.keys[index] for index in self.images.order(step).tolist()]
 
     def evaluate(self, step: int) -> Evaluation:
         values = measure_psnr(self.tokenizer, self.val_images, self.lengths, EVALUATED_IMAGES)
@@ -151,9 +198,18 @@ class TokenizerTask:
         self.tokenizer.save_pretrained(self.folder / "model")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.state_dict(), "learner": self.learner.state_dict()}
+        return {
+            "tokenizer": self.tokenizer.state_dict(),
+            "learner": self.learner.state_dict(),
+            "data_hash": self.train_images.content_hash,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["data_hash"] != self.train_images.content_hash:
+            raise UserError(
+                f"{self.folder}: the training images in {self.config.data.path} are not those that "
+                "this run began with; restore them, or choose another folder (out=...)"
+            )
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.learner.load_state_dict(state["learner"])
 
@@ -176,7 +232,7 @@ def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
     needed = IMAGES_PER_ENTRY * max(task.config.quantizer.sizes)
     steps = range(-(-needed // task.config.trainer.batch_size))
     device = tokenizer.quantizer.scale.device
-    return torch.cat([tokenizer.encode(task.batches(step).to(device)).cpu() for step in steps])
+    return torch.cat([tokenizer.encode(task.images(step).to(device)).cpu() for step in steps])
 
 
 def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
@@ -210,17 +266,24 @@ def run(config: Config) -> None:
     """Train as the config says, or go on, and write ``result.json``."""
     folder = Path(config.out)
     runtime = select_runtime(config.device)
-    task = TokenizerTask(config, runtime, folder)
-    open_run(config, folder)
-    say(f"training on {runtime}")
-    say(config_to_yaml(config))
-    trained = train(task, config.trainer, runtime, folder)
+    with ranks.joined(runtime.device):
+        task = TokenizerTask(config, runtime, folder)
+        with open_run(config, folder):
+            say(f"training on {runtime}")
+            say(config_to_yaml(config))
+            trained = train(task, config.trainer, runtime, folder)
+            ranks.first_does(lambda: finish(task, trained))
+
+
+def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
+    """Measure the kept model, write ``result.json``, and say what to do next."""
+    folder, out = task.folder, task.config.out
     result = report(task, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
     text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
     print(f"test PSNR in dB by prefix length  {text}")
-    again = "" if config.out == Config().out else f" tokenizer={config.out} out={config.out}-prior"
+    again = "" if out == Config().out else f" tokenizer={out} out={out}-prior"
     print(
         f"made {folder}/model; look at {folder}/prefixes.png, "
         f"then: python -m stage2_prior.train{again}"

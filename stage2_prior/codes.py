@@ -1,5 +1,6 @@
 """A data set as codes: encoded once under several augmentations, kept on disk, verified on load."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pqvae import ranks
 from pqvae.datasets import ImageDataset
 from pqvae.files import atomic_path
 from pqvae.images import to_float
@@ -17,10 +19,12 @@ from pqvae.loader import Augmentation, generator_for
 from pqvae.logs import Progress
 from stage1_tokenizer import Tokenizer
 
+CHUNK = 256  # images encoded at once
+
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    codes: Tensor  # int64 (views, n, N); view 0 is the images as they are
+    codes: Tensor  # int32 (views, n, N); view 0 is the images as they are
     labels: Tensor | None  # int64 (n,)
 
 
@@ -34,6 +38,8 @@ def encode_dataset(
 ) -> EncodedDataset:
     """Encode a data set, or read the codes of an earlier call with the same arguments.
 
+    Of several processes each encodes its share. Each view is kept as soon as it is done.
+
     Args:
         tokenizer: On the device to encode on.
         dataset: n images.
@@ -42,40 +48,48 @@ def encode_dataset(
         seed: Of the augmentations.
         folder: Where the codes are kept.
     """
-    identity = [tokenizer.content_hash, dataset.content_hash, views, seed]
-    if augmentation is not None:
-        identity += [augmentation.shift, augmentation.shift_share]
-        identity += [hashlib.sha256(augmentation.may_flip.numpy().data).hexdigest()]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    path = folder / f"{key[:16]}.safetensors"
-    shape = (views, len(dataset), tokenizer.num_codes)
-    codes = _read(path, key, shape)
-    if codes is None:
-        codes = torch.empty(shape, dtype=torch.int32)
-        device = tokenizer.quantizer.scale.device
-        chunks = torch.arange(len(dataset)).split(256)
-        progress = Progress("encoding", views * len(dataset))
-        for view in range(views):
-            for number, indices in enumerate(chunks):
-                images = dataset.images(indices)
-                if view > 0 and augmentation is not None:
-                    images = augmentation(images, indices, generator_for(seed, view, number))
-                encoded = tokenizer.encode(to_float(images).to(device))
-                codes[view, indices] = encoded.to(codes.dtype).cpu()
-                progress.advance(len(indices))
-        progress.close()
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            metadata = {"key": key, "sha256": _digest(codes)}
-            temporary.write_bytes(save({"codes": codes}, metadata))  # as in pretrained.save_model
-    return EncodedDataset(codes.long(), dataset.labels)
+    codes = torch.empty(views, len(dataset), tokenizer.num_codes, dtype=torch.int32)
+    progress = Progress("encoding", views * len(dataset))
+    for view in range(views):
+        identity: list[object] = [tokenizer.content_hash, dataset.content_hash]
+        if view > 0 and augmentation is not None:
+            identity += [view, seed, augmentation.shift, augmentation.shift_share]
+            identity += [hashlib.sha256(augmentation.may_flip.numpy().data).hexdigest()]
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        path = folder / f"{key[:16]}.safetensors"
+        kept = ranks.first_does(functools.partial(_read, path, key, codes.shape[1:]))
+        if kept is not None:
+            codes[view] = kept
+            progress.skip(len(dataset))
+            continue
+        codes[view].zero_()
+        chunks = torch.arange(len(dataset)).split(CHUNK)
+        for number in range(ranks.rank(), len(chunks), ranks.count()):
+            indices = chunks[number]
+            images = dataset.images(indices)
+            if view > 0 and augmentation is not None:
+                images = augmentation(images, indices, generator_for(seed, view, number))
+            images = to_float(images).to(tokenizer.quantizer.scale.device)
+            codes[view, indices] = tokenizer.encode(images).to(codes.dtype).cpu()
+            progress.advance(ranks.count() * len(indices))
+        ranks.add_up([codes[view]])
+        ranks.first_does(functools.partial(_keep, path, key, codes[view]))
+    progress.close()
+    return EncodedDataset(codes, dataset.labels)
+
+
+def _keep(path: Path, key: str, codes: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        metadata = {"key": key, "sha256": _digest(codes)}
+        temporary.write_bytes(save({"codes": codes}, metadata))  # as in pretrained.save_model
 
 
 def _digest(codes: Tensor) -> str:
     return hashlib.sha256(codes.numpy().data).hexdigest()
 
 
-def _read(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
+def _read(path: Path, key: str, shape: torch.Size) -> Tensor | None:
     """The codes in the file, or None where they are missing, damaged or of something else."""
     try:
         with safetensors.safe_open(path, "pt") as file:

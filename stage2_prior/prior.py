@@ -156,7 +156,7 @@ class Prior(nn.Module):
     @torch.no_grad()
     def see_codebooks(self, quantizer: ProgressiveQuantizer) -> None:
         """Take the meaning of the codes over from the quantizer that makes them."""
-        entries = quantizer.vectors * quantizer.gains[:, None, None]
+        entries = quantizer.vectors * quantizer.factors.unsqueeze(2)
         rows = entries.flatten(0, 1)
         sample = rows[:: max(1, len(rows) // 16384)]
         with torch.random.fork_rng(devices=[]):

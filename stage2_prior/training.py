@@ -1,5 +1,6 @@
 """Stage 2 for the training loop: the root config, the task, the final report."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pqvae import ranks
 from pqvae.cli import UserError
 from pqvae.config import config_to_yaml, load_config
 from pqvae.datasets import ImageDataset, open_dataset
@@ -23,6 +25,7 @@ from stage2_prior.codes import EncodedDataset, encode_dataset
 from stage2_prior.prior import Prior, PriorConfig
 
 GRID_SAMPLES = 64
+CURVES = {"bits per code": ["loss", "val_bits_per_code"]}
 GRID_SETTINGS = SamplingSettings(top_p=0.95)
 
 
@@ -67,11 +70,8 @@ class PriorTask:
         train_images, val_images, self.test_images = (
             open_dataset(data, split) for split in ("train", "val", "test")
         )
-        open_run(config, folder)  # whatever can be refused has been: now the folder is touched
-        augmentation = Augmentation(train_images, data)
-        self.train_codes = self.encode(train_images, augmentation, config.views)
-        self.val_codes = self.encode(val_images, None, 1)
-
+        self.train_images, self.val_images = train_images, val_images
+        self.augmentation = Augmentation(train_images, data)
         torch.manual_seed(config.trainer.seed)
         labels = train_images.labels if config.class_conditional else None
         class_names = train_images.class_names if labels is not None else ()
@@ -85,7 +85,14 @@ class PriorTask:
         ).to(runtime.device)
         self.prior.see_codebooks(self.tokenizer.quantizer)
         self.model: nn.Module = self.prior
+        self.networks: Sequence[nn.Module] = (self.prior.layers,)
+        self.curves: Mapping[str, Sequence[str]] = CURVES
         self.order = BatchOrder(len(train_images), config.trainer.batch_size, config.trainer.seed)
+
+    def encode_splits(self) -> None:
+        """Encode what is trained on, into the run folder; call it before the training."""
+        self.train_codes = self.encode(self.train_images, self.augmentation, self.config.views)
+        self.val_codes = self.encode(self.val_images, None, 1)
 
     def encode(
         self, dataset: ImageDataset, augmentation: Augmentation | None, views: int
@@ -96,22 +103,23 @@ class PriorTask:
     def start(self) -> None:
         self.prior.start_from(self.train_codes.codes.flatten(0, 1))
 
-    def loss(self, step: int) -> dict[str, Tensor]:
+    def loss(self, step: int, part: slice) -> dict[str, Tensor]:
         indices = self.order(step)
         generator = generator_for(self.config.trainer.seed, step, 5)
         views = torch.randint(self.config.views, (len(indices),), generator=generator)
-        codes = self.train_codes.codes[views, indices].to(self.runtime.device)
-        labels = self.labels(self.train_codes, indices)
+        dropped = torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
+        codes = self.train_codes.codes[views[part], indices[part]].long()
+        labels = self.labels(self.train_codes, indices[part])
         if labels is not None:
-            dropped = (
-                torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
-            )
-            labels = labels.masked_fill(dropped.to(labels.device), len(self.prior.class_names))
-        bits = self.prior.bits(codes, labels).mean()
-        return {"loss": bits}
+            unlabelled = dropped[part].to(labels.device)
+            labels = labels.masked_fill(unlabelled, len(self.prior.class_names))
+        return {"loss": self.prior.bits(codes.to(self.runtime.device), labels).mean()}
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, finite: Tensor) -> None:
         """Everything learns by gradient here."""
+
+    def keys(self, step: int) -> list[str]:
+        return [self.train_images.keys[index] for index in self.order(step).tolist()]
 
     def labels(self, encoded: EncodedDataset, indices: Tensor) -> Tensor | None:
         if not self.prior.class_names or encoded.labels is None:
@@ -123,7 +131,7 @@ class PriorTask:
         chunks = torch.arange(encoded.codes.shape[1]).split(256)
         device = self.runtime.device
         bits = [
-            prior.bits(encoded.codes[0, chunk].to(device), self.labels(encoded, chunk)).cpu()
+            prior.bits(encoded.codes[0, chunk].long().to(device), self.labels(encoded, chunk)).cpu()
             for chunk in chunks
         ]
         return torch.cat(bits).double().mean(0)
@@ -155,7 +163,11 @@ class PriorTask:
         self.prior.save_pretrained(self.folder / "model")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"prior": self.prior.state_dict(), "tokenizer_hash": self.prior.tokenizer_hash}
+        return {
+            "prior": self.prior.state_dict(),
+            "tokenizer_hash": self.prior.tokenizer_hash,
+            "data_hash": self.train_images.content_hash,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         before, now = state["tokenizer_hash"], self.prior.tokenizer_hash
@@ -163,6 +175,11 @@ class PriorTask:
             raise UserError(
                 f"{self.folder} was trained on tokenizer {before[:8]}, but {self.config.tokenizer} "
                 f"is {now[:8]}; choose another folder (out=...) or remove it"
+            )
+        if state["data_hash"] != self.train_images.content_hash:
+            raise UserError(
+                f"{self.folder}: the training images are not those that this run began with; "
+                "restore them, or choose another folder (out=...)"
             )
         self.prior.load_state_dict(state["prior"])
 
@@ -177,15 +194,15 @@ def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> 
 
 
 @torch.inference_mode()
-def report(task: PriorTask, trained: dict[str, float]) -> dict[str, Any]:
+def report(
+    task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]
+) -> dict[str, Any]:
     """The final figures of the kept model: bits on the test and the train split."""
     prior = Prior.from_pretrained(task.folder / "model").to(task.runtime.device)
-    test_codes = task.encode(task.test_images, None, 1)
     test = task.bits_per_code(prior, test_codes)
     on_train = task.bits_per_code(prior, task.train_codes)
-    unigram = unigram_bits(
-        task.train_codes.codes.flatten(0, 1), test_codes.codes[0], task.prior.sizes
-    )
+    every_view = task.train_codes.codes.flatten(0, 1)
+    unigram = unigram_bits(every_view, test_codes.codes[0].long(), task.prior.sizes)
 
     def figures(bits: Tensor) -> dict[str, Any]:
         return {
@@ -216,11 +233,21 @@ def run(config: Config) -> None:
     """Train as the config says, or go on, and write ``result.json``."""
     folder = Path(config.out)
     runtime = select_runtime(config.device)
-    task = PriorTask(config, runtime, folder)
-    say(f"training on {runtime}")
-    say(config_to_yaml(config))
-    trained = train(task, config.trainer, runtime, folder)
-    result = report(task, trained)
+    with ranks.joined(runtime.device):
+        task = PriorTask(config, runtime, folder)
+        with open_run(config, folder):
+            task.encode_splits()
+            say(f"training on {runtime}")
+            say(config_to_yaml(config))
+            trained = train(task, config.trainer, runtime, folder)
+            test_codes = task.encode(task.test_images, None, 1)
+            ranks.first_does(lambda: finish(task, test_codes, trained))
+
+
+def finish(task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]) -> None:
+    """Measure the kept model, write ``result.json``, and say what to do next."""
+    folder, out = task.folder, task.config.out
+    result = report(task, test_codes, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}")
     bits = {name: result[name]["mean_bits_per_code"] for name in ("test", "train", "test_unigram")}
@@ -228,7 +255,7 @@ def run(config: Config) -> None:
         f"bits per code: test {bits['test']:.3f} (unigram model {bits['test_unigram']:.3f}), "
         f"train {bits['train']:.3f}"
     )
-    again = "" if config.out == Config().out else f" --prior {config.out}"
+    again = "" if out == Config().out else f" --prior {out}"
     print(
         f"made {folder}/model; look at {folder}/grids, then: "
         f"python -m sampling.generate --n 10000{again}"

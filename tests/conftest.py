@@ -1,6 +1,12 @@
 """What the tests share: synthetic images, one tiny trained tokenizer, one tiny run folder."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +19,7 @@ from pqvae.loader import generator_for
 from pqvae.optim import adamw
 from stage1_tokenizer import train
 from stage1_tokenizer.encoder import ArchitectureConfig
-from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective
+from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective, draw_prefix_lengths
 from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
@@ -32,6 +38,15 @@ IMAGES_PER_CLASS = {"train": 22, "val": 4, "test": 4}
 class TinyRun:
     tokenizer: Path  # the run folder that `stage1_tokenizer.train` made
     data: Path  # train/, val/ and test/ with the classes circles, squares and stripes: 90 PNGs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache folder, so that no test reads or writes the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 def draw_blobs(n: int, size: int, seed: int) -> Tensor:
@@ -89,7 +104,8 @@ def tiny_tokenizer() -> Tokenizer:
             group["lr"] = 2e-3 * (1 - step / steps)
         generator = generator_for(0, step)
         batch = images[torch.randint(len(images), (32,), generator=generator)]
-        losses, codes, residuals = objective(batch, generator, learner)
+        lengths = draw_prefix_lengths(len(batch), tokenizer.num_codes, 0.5, generator)
+        losses, codes, residuals = objective(batch, lengths)
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
@@ -146,3 +162,93 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     )
     assert code == 0
     return TinyRun(tokenizer=out, data=base / "data")
+
+
+class Process:
+    """``python ARGUMENTS`` in a process of its own, as a user starts it."""
+
+    LIMIT = 150  # seconds; far more than anything here needs, as a hang must fail and not block
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...], extra: Mapping[str, str]) -> None:
+        root, name = Path(__file__).parents[1], f"{time.monotonic_ns()}"
+        self.stdout, self.stderr = folder / f"{name}.out", folder / f"{name}.err"
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", **extra}
+        with open(self.stdout, "wb") as out, open(self.stderr, "wb") as error:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=error,
+                start_new_session=True,
+            )
+        self._ends = time.monotonic() + self.LIMIT
+
+    def told(self) -> str:
+        """What it has written to stderr so far."""
+        return self.stderr.read_text()
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Return as soon as this is so; the process must not end before."""
+        while not happened():
+            assert self._process.poll() is None, f"ended too early:\n{self.told()}"
+            assert time.monotonic() < self._ends, f"hangs:\n{self.told()}"
+            time.sleep(0.002)
+
+    def wait_for(self, text: str) -> None:
+        """Return as soon as it has written this to stderr."""
+        self.wait_until(lambda: text in self.told())
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process.poll() is None, f"ended too early:\n{self.told()}"
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for the end; the exit code, as a shell gives it."""
+        try:
+            code = self._process.wait(max(1.0, self._ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"hangs:\n{self.told()}")
+        return code if code >= 0 else 128 - code
+
+    def succeed(self) -> None:
+        code = self.end()
+        assert code == 0, self.told()
+        assert "Traceback" not in self.told()
+        assert "Warning" not in self.told()
+
+    def refusal(self) -> str:
+        """Wait for the end; its one line of bad input, without "error: "."""
+        assert self.end() == 2, self.told()
+        assert "Traceback" not in self.told()
+        errors = [line for line in self.told().splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, self.told()
+        return errors[0].removeprefix("error: ")
+
+    def clear(self) -> None:
+        """End what is left of it."""
+        if self._process.poll() is None:
+            self._process.terminate()  # torchrun passes it on to its processes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(45)  # it kills them after 30 seconds
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Start]:
+    """``start(folder, "-m", "sampling.generate", ..., NAME="value of the environment")``."""
+    processes = []
+
+    def begin(folder: Path, *arguments: str, **extra: str) -> Process:
+        processes.append(Process(folder, arguments, extra))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.clear()

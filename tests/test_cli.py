@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pqvae.cli import EntryPoint, Parser, UserError, command, positive_int, wants_help
+from pqvae.stopping import Stopped
 
 
 def raises(error: BaseException) -> EntryPoint:
@@ -29,7 +30,9 @@ def raises(error: BaseException) -> EntryPoint:
         (OSError(errno.ENOSPC, ""), 2, "error: output: no space left on the disk"),
         (PermissionError(errno.EACCES, "", "a"), 2, "error: a: no permission"),
         (NotADirectoryError(errno.ENOTDIR, "", "a/b"), 2, "error: a/b: a file stands where a fol"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here"),
+        (OSError(errno.EFBIG, "", "a"), 2, "error: a: the file is larger than this disk or"),
+        (Stopped(2), 130, "stopped; the same command goes on from there"),
+        (Stopped(15, "stopped after step 3"), 143, "stopped after step 3; the same command"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

@@ -1,5 +1,11 @@
 """Training batches: every image once an epoch, a pure function of (seed, step), honest shifts."""
 
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -7,9 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 from pqvae.images import encode_png, to_float
-from pqvae.loader import Augmentation, BatchOrder, TrainingImages, augment, generator_for
+from pqvae.loader import (
+    Ahead,
+    Augmentation,
+    BatchOrder,
+    TrainingImages,
+    augment,
+    generator_for,
+    parts_of_batch,
+)
 
 SIZE = 8
 
@@ -85,6 +100,215 @@ def test_batch_is_a_function_of_seed_and_step_in_whatever_order_it_is_asked_for(
     for step in (7, 2, 11, 2, 0, 6, 1):
         assert torch.equal(again(step), forwards[step])
     assert not torch.equal(TrainingImages(dataset, config, 5, 12)(0), forwards[0])
+
+
+SetProcess = Callable[[int, int], None]
+
+
+@pytest.fixture
+def set_process(monkeypatch: pytest.MonkeyPatch) -> SetProcess:
+    """``set_process(rank, count)``: which of several processes this one is."""
+
+    def set_process(rank: int, count: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+
+    return set_process
+
+
+SPLITS = [(8, 1, 1), (8, 1, 4), (8, 2, 1), (8, 2, 2), (8, 4, 2), (7, 1, 3), (7, 3, 1), (7, 3, 2)]
+
+
+@pytest.mark.parametrize(("batch_size", "count", "accumulate"), SPLITS)
+def test_parts_make_the_batch_in_order_and_are_of_like_size(
+    set_process: SetProcess, batch_size: int, count: int, accumulate: int
+) -> None:
+    parts = []
+    for rank in range(count):
+        set_process(rank, count)
+        own = parts_of_batch(batch_size, accumulate)
+        assert len(own) == accumulate
+        parts += own
+    places = list(range(batch_size))
+    assert [place for part in parts for place in places[part]] == places
+    sizes = [part.stop - part.start for part in parts]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("batch_size", "count", "accumulate"), SPLITS)
+def test_parts_of_a_batch_are_its_images_to_the_bit(
+    dataset: ImageDataset,
+    folder: Path,
+    set_process: SetProcess,
+    batch_size: int,
+    count: int,
+    accumulate: int,
+) -> None:
+    config = config_of(folder, shift=2, shift_share=0.5)
+    whole = TrainingImages(dataset, config, batch_size, 11)
+    for step in range(5):  # over the end of an epoch, too
+        parts = []
+        for rank in range(count):
+            set_process(rank, count)
+            images = TrainingImages(dataset, config, batch_size, 11)
+            parts += [images(step, part) for part in parts_of_batch(batch_size, accumulate)]
+        assert torch.equal(torch.cat(parts), whole(step))
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(3, 2), (1, 6), (6, 1)])
+def test_a_batch_too_small_for_its_parts_is_refused(
+    set_process: SetProcess, count: int, accumulate: int
+) -> None:
+    set_process(count - 1, count)
+    assert len(parts_of_batch(6, accumulate)) == accumulate
+    with pytest.raises(UserError) as caught:
+        parts_of_batch(5, accumulate)
+    assert str(caught.value) == (
+        f"trainer.batch_size is 5, but {count} processes with "
+        f"trainer.accumulate={accumulate} need at least 6"
+    )
+
+
+def test_fewer_images_than_processes_are_refused(set_process: SetProcess) -> None:
+    set_process(0, 3)
+    BatchOrder(3, 8, 0)
+    with pytest.raises(UserError, match="2 training images are too few for 3 processes"):
+        BatchOrder(2, 8, 0)
+
+
+def test_batch_order_may_be_asked_by_several_threads() -> None:
+    # Each step ends an epoch and begins one: all of them draw permutations at once.
+    steps = [step * 97 % 200 for step in range(200)]
+    expected = [BatchOrder(5, 7, 3)(step) for step in steps]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(3):
+                found = list(pool.map(BatchOrder(5, 7, 3), steps))
+                assert all(map(torch.equal, found, expected))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+class Recorded:
+    """A function of (step, part), and when it was called for what."""
+
+    def __init__(self, parts: list[slice], fail_at: int | None = None) -> None:
+        self.parts, self.fail_at = parts, fail_at
+        self.calls: list[int] = []  # places: steps * parts + part
+        self.asked = -1  # the place that is asked for
+        self.furthest_ahead = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, step: int, part: slice) -> Tensor:
+        place = step * len(self.parts) + self.parts.index(part)
+        with self._changed:
+            self.calls.append(place)
+            self.furthest_ahead = max(self.furthest_ahead, place - self.asked)
+            self._changed.notify_all()
+        if place == self.fail_at:
+            raise UserError(f"place {place} is damaged")
+        return torch.tensor([step, part.start, part.stop])
+
+    def ask(self, ahead: Ahead, place: int) -> list[int]:
+        step, index = divmod(place, len(self.parts))
+        with self._changed:
+            self.asked = place
+        return ahead(step, self.parts[index]).tolist()
+
+    def expected(self, place: int) -> list[int]:
+        step, index = divmod(place, len(self.parts))
+        return [step, self.parts[index].start, self.parts[index].stop]
+
+    def wait_for(self, places: set[int]) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: places <= set(self.calls), timeout=10)
+
+
+PARTS = {1: [slice(0, 8)], 3: [slice(0, 2), slice(2, 4), slice(4, 7)]}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("parts", PARTS)
+def test_what_was_called_ahead_is_what_is_asked_for(parts: int, workers: int) -> None:
+    function = Recorded(PARTS[parts])
+    ahead = Ahead(function, function.parts, workers)
+    for start in (0, 57, 6, 8, 40 * parts + 1):  # a resumed run starts anywhere
+        for place in range(start, start + 7):
+            assert function.ask(ahead, place) == function.expected(place)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("start", [0, 57])
+def test_each_place_is_called_once_and_no_more_than_workers_ahead(
+    parts: int, workers: int, start: int
+) -> None:
+    function = Recorded(PARTS[parts])
+    ahead = Ahead(function, function.parts, workers)
+    for place in range(start, start + 20):
+        function.ask(ahead, place)
+        # The next ones are called with nobody asking for them ...
+        assert function.wait_for(set(range(start, place + workers + 1)))
+    # ... but none beyond, and none twice.
+    assert Counter(function.calls) == Counter(range(start, start + 20 + workers))
+    assert function.furthest_ahead == workers
+
+
+def test_results_are_not_kept_once_given_or_jumped_over() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def function(step: int, part: slice) -> Tensor:
+        result = torch.tensor(step)
+        made.append(weakref.ref(result))
+        return result
+
+    parts = PARTS[1]
+    ahead = Ahead(function, parts, 2)
+    for start in (0, 57, 6):
+        for step in range(start, start + 10):
+            assert int(ahead(step, parts[0])) == step
+    ahead._pool.shutdown()  # so that none is still under way
+    assert len(made) > 30
+    assert sum(result() is not None for result in made) == 2
+
+
+def test_workers_call_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=10)  # broken where fewer than three come
+
+    def function(step: int, part: slice) -> Tensor:
+        if step < 3:
+            together.wait()
+        return torch.tensor(step)
+
+    ahead = Ahead(function, PARTS[1], 3)
+    assert [int(ahead(step, PARTS[1][0])) for step in range(5)] == list(range(5))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("parts", PARTS)
+def test_an_error_is_raised_where_it_is_asked_for_and_not_before(parts: int, workers: int) -> None:
+    function = Recorded(PARTS[parts], fail_at=7)
+    ahead = Ahead(function, function.parts, workers)
+    for place in range(7):
+        assert function.ask(ahead, place) == function.expected(place)
+        assert function.wait_for(set(range(place + workers + 1)))  # the error has long happened
+    with pytest.raises(UserError, match="place 7 is damaged"):
+        function.ask(ahead, 7)
+    assert function.ask(ahead, 8) == function.expected(8)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_training_images_are_the_same_from_any_number_of_threads(
+    dataset: ImageDataset, folder: Path, workers: int
+) -> None:
+    images = TrainingImages(dataset, config_of(folder, shift=2, shift_share=0.5), 7, 11)
+    parts = parts_of_batch(7, 3)
+    ahead = Ahead(images, parts, workers)
+    for step in (0, 1, 2, 9, 10, 11, 12):
+        assert torch.equal(torch.cat([ahead(step, part) for part in parts]), images(step))
 
 
 def test_without_augmentation_the_images_come_as_they_are(

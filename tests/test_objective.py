@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pqvae.loader import generator_for
 from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective, draw_prefix_lengths
-from stage1_tokenizer.quantizer import CodebookLearner
 from stage1_tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ class Passage:
 
     def __init__(self, tokenizer: Tokenizer, images: Tensor, commitment: float) -> None:
         self.tokenizer = copy.deepcopy(tokenizer)
-        config = ObjectiveConfig(full_share=0.3, commitment=commitment)
-        objective = TokenizerObjective(self.tokenizer, config)
+        objective = TokenizerObjective(self.tokenizer, ObjectiveConfig(commitment=commitment))
 
         def keep_encoded(_module: object, _inputs: object, output: Tensor) -> None:
             output.retain_grad()
@@ -58,8 +56,9 @@ class Passage:
             self.tokenizer.encoder.register_forward_hook(keep_encoded),
             self.tokenizer.decoder.register_forward_pre_hook(keep_input),
         ]
-        learner = CodebookLearner(self.tokenizer.quantizer)
-        self.losses, self.codes, self.residuals = objective(images, generator_for(3), learner)
+        num_codes = self.tokenizer.num_codes
+        self.drawn = draw_prefix_lengths(len(images), num_codes, 0.3, generator_for(3))
+        self.losses, self.codes, self.residuals = objective(images, self.drawn)
         for hook in hooks:
             hook.remove()
         self.losses["loss"].backward()
@@ -76,6 +75,7 @@ def test_decoder_sees_the_drawn_prefix_and_its_gradient_passes_straight_through(
     images = blob_images(24, 16, 5)
     passage = Passage(tiny_tokenizer, images, commitment=0.0)
     assert passage.lengths.unique().numel() > 3
+    assert torch.equal(passage.lengths, passage.drawn)
     quantizer = passage.tokenizer.quantizer
     for row, k in enumerate(passage.lengths.tolist()):
         prefix = quantizer.dequantize(passage.codes[row : row + 1, :k])
@@ -101,10 +101,51 @@ def test_commitment_pulls_the_latents_to_their_codes(
     assert torch.allclose(pull, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
     residual = float((latents - f_N).square().mean())
-    share = residual / float(latents.square().mean())
+    shares = [
+        float((latent - described).square().sum() / latent.square().sum())
+        for latent, described in zip(latents, f_N, strict=True)
+    ]
+    share = sum(shares) / len(shares)
     assert float(passage.losses["residual"]) == pytest.approx(share, rel=1e-4)
     loss = float(passage.losses["mse"]) + weight * residual
     assert float(passage.losses["loss"].detach()) == pytest.approx(loss, rel=1e-4)
+
+
+def test_parts_of_a_batch_average_to_the_whole_of_it(
+    tiny_tokenizer: Tokenizer, blob_images: "BlobImages"
+) -> None:
+    images = blob_images(8, 16, 5)
+    images[:3] *= 0.1  # parts that differ much
+    lengths = torch.tensor([1, 6, 2, 3, 1, 6, 6, 4])
+
+    def passage(parts: list[slice]) -> tuple[dict[str, Tensor], Tensor, Tensor, list[Tensor]]:
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        objective = TokenizerObjective(tokenizer, ObjectiveConfig(commitment=0.7))
+        means: dict[str, Tensor] = {}
+        codes, residuals = [], []
+        for part in parts:
+            losses, *chosen = objective(images[part], lengths[part])
+            share = len(images[part]) / len(images)
+            (losses["loss"] * share).backward()
+            for name, value in losses.items():
+                means[name] = means.get(name, torch.tensor(0.0)) + value.detach() * share
+            codes.append(chosen[0])
+            residuals.append(chosen[1])
+        gradients = [p.grad for p in tokenizer.parameters() if p.grad is not None]
+        return means, torch.cat(codes), torch.cat(residuals, dim=1), gradients
+
+    means, codes, residuals, gradients = passage([slice(0, 8)])
+    for parts in ([slice(0, 3), slice(3, 8)], [slice(i, i + 1) for i in range(8)]):
+        found, their_codes, their_residuals, their_gradients = passage(parts)
+        # Convolutions of another batch shape sum in another order.
+        assert torch.equal(their_codes, codes)
+        torch.testing.assert_close(their_residuals, residuals, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, means, rtol=1e-5, atol=0)
+        assert len(gradients) == len(their_gradients) > 10
+        for gradient, their in zip(gradients, their_gradients, strict=True):
+            tolerance = 1e-5 * float(gradient.abs().max())
+            torch.testing.assert_close(their, gradient, rtol=1e-4, atol=tolerance)
+    assert sorted(means) == ["loss", "mse", "residual"]
 
 
 def test_codebooks_get_no_gradient(tiny_tokenizer: Tokenizer, blob_images: "BlobImages") -> None:

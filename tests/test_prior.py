@@ -139,15 +139,13 @@ def test_entries_mean_to_the_prior_what_they_are_to_the_quantizer(dim: int, rank
     basis = torch.linalg.qr(torch.randn(dim, rank, generator=generator)).Q
     for position, size in enumerate(SIZES):
         quantizer.vectors[position, :size] = torch.randn(size, rank, generator=generator) @ basis.T
-    quantizer.gains.copy_(torch.rand(N, generator=generator) + 0.5)
+    quantizer.factors.copy_(torch.rand(quantizer.factors.shape, generator=generator) + 0.5)
     prior = make_prior()
     state = torch.get_rng_state()
     prior.see_codebooks(quantizer)
     assert torch.equal(torch.get_rng_state(), state)  # it draws no number of the training's
 
-    entries = torch.cat(
-        [quantizer.vectors[i, :size] * quantizer.gains[i] for i, size in enumerate(SIZES)]
-    ).double()
+    entries = torch.cat([quantizer.entries(position) for position in range(N)]).double()
     features = torch.cat([prior.code_features[i, :size] for i, size in enumerate(SIZES)]).double()
     expected, found = entries @ entries.T, features @ features.T
     scale = expected.norm() / found.norm()

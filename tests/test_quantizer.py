@@ -1,5 +1,6 @@
 """The progressive quantizer against slow references: choice, sums, learning, revival."""
 
+import copy
 import math
 
 import pytest
@@ -18,18 +19,21 @@ MIXED = (8, 3, 16, 2, 5)
 DIM = 6
 
 
-def quantizer_of(sizes: tuple[int, ...], seed: int = 0, **config: float) -> ProgressiveQuantizer:
+def learner_of(sizes: tuple[int, ...], seed: int = 0, **config: float) -> CodebookLearner:
     """Random entries: of any norm at the first position, of one norm at each later one."""
     settings = QuantizerConfig(num_codes=len(sizes), codebook_sizes=sizes, **config)  # type: ignore[bad-argument-type]
-    quantizer = ProgressiveQuantizer(settings, DIM)
-    learner = CodebookLearner(quantizer)
+    learner = CodebookLearner(ProgressiveQuantizer(settings, DIM))
     generator = generator_for(seed)
     for position, size in enumerate(sizes):
         values = torch.randn(size, DIM, generator=generator)
-        learner._set_rows(position, torch.arange(size), values, torch.ones(size))
         if position > 0:
-            quantizer.gains[position] = 1.5 / (position + 1)
-    return quantizer
+            learner.gains[position] = 1.5 / (position + 1)
+        learner._set_rows(position, torch.arange(size), values, torch.ones(size))
+    return learner
+
+
+def quantizer_of(sizes: tuple[int, ...], seed: int = 0) -> ProgressiveQuantizer:
+    return learner_of(sizes, seed).quantizer
 
 
 def latents_of(n: int, seed: int = 1) -> Tensor:
@@ -38,8 +42,22 @@ def latents_of(n: int, seed: int = 1) -> Tensor:
 
 def entries_of(quantizer: ProgressiveQuantizer, position: int) -> Tensor:
     """The K_i entries of a position, float64."""
-    size = quantizer.config.sizes[position]
-    return (quantizer.vectors[position, :size] * quantizer.gains[position]).double()
+    return quantizer.entries(position).double()
+
+
+def state_of(learner: CodebookLearner) -> dict[str, Tensor]:
+    """All that a step may change, but for the weight of what arrives next."""
+    state = {**learner.quantizer.state_dict(), **learner.state_dict()}
+    del state["weight"]
+    return {name: value.clone() for name, value in state.items()}
+
+
+def assert_same_state(found: CodebookLearner, expected: dict[str, Tensor]) -> None:
+    """To the bit."""
+    state = state_of(found)
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
 
 
 @pytest.mark.parametrize("sizes", [(16, 16, 16), MIXED])
@@ -74,6 +92,39 @@ def test_prefix_sum_and_remaining_residual_make_the_latent() -> None:
         f_k = sum(entries_of(quantizer, i)[codes[:, i]] for i in range(k))
         assert torch.allclose(f_k + residuals[k].double(), latents.double(), atol=1e-5)
         assert torch.allclose(quantizer.dequantize(codes[:, :k]), latents - residuals[k], atol=1e-5)
+
+
+def test_entries_are_the_codebook_that_codes_stand_for() -> None:
+    quantizer = quantizer_of(MIXED)
+    for position, size in enumerate(MIXED):
+        entries = quantizer.entries(position)
+        assert entries.shape == (size, DIM)
+        padding = quantizer.vectors[position, size:]
+        assert not padding.any()
+        factors = quantizer.factors[position, :size].unsqueeze(1)
+        assert torch.equal(entries, quantizer.vectors[position, :size] * factors)
+    first = torch.zeros(MIXED[0], 1, dtype=torch.int64)
+    first[:, 0] = torch.arange(MIXED[0])
+    assert torch.equal(quantizer.dequantize(first), quantizer.entries(0))
+
+
+def test_residuals_are_recomputed_to_the_bit() -> None:
+    learner = learner_of(MIXED)
+    learner.initialize(latents_of(300), generator_for(0))  # factors of all sizes
+    quantizer, latents = learner.quantizer, latents_of(50)
+    codes, residuals = quantizer.quantize(latents)
+    assert torch.equal(quantizer.residuals(latents, codes), residuals)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.residuals(latents, codes), residuals)
+
+
+@pytest.mark.parametrize("sizes", [[50], [25, 25], [1, 30, 19], [17, 16, 16, 1]])
+def test_residuals_of_parts_are_recomputed_for_their_batch_to_the_bit(sizes: list[int]) -> None:
+    quantizer, latents = quantizer_of(MIXED), latents_of(50)
+    parts = [quantizer.quantize(part) for part in latents.split(sizes)]
+    codes = torch.cat([codes for codes, _ in parts])
+    expected = torch.cat([residuals for _, residuals in parts], dim=1)
+    assert torch.equal(quantizer.residuals(latents, codes), expected)
 
 
 def test_equal_prefixes_sum_alike_to_the_bit_whatever_follows() -> None:
@@ -116,24 +167,31 @@ def test_codes_outside_their_own_codebook_are_refused(position: int) -> None:
 
 
 def test_entries_follow_plain_moving_averages() -> None:
-    quantizer = quantizer_of(MIXED)
-    learner = CodebookLearner(quantizer)
+    learner = learner_of(MIXED)
+    quantizer = learner.quantizer
+    quantizer.scale.fill_(3.0)
     # As left by `initialize`: every entry is the mean of what has been counted for it.
     for position, size in enumerate(MIXED):
         values = entries_of(quantizer, position).float()
         learner._set_rows(position, torch.arange(size), values, torch.full((size,), 2.0))
-    sums, counts = learner.sums.double(), learner.counts.double()
+    sums, counts = quantizer.vectors.double(), learner.counts.double()
     entries = [entries_of(quantizer, position) for position in range(len(MIXED))]
-    gains = quantizer.gains.double()
+    gains, scale = learner.gains.double(), float(quantizer.scale)
 
     rescaled = 0
     for step in range(60):
         decay = 0.5 + 0.2 * step / 60  # small ones, so that the newest weight passes its limit
         codes, residuals = quantizer.quantize(latents_of(20, seed=100 + step) * 1.3)
         weight_before = learner.weight
-        learner.update(codes, residuals, decay)
+        finite = (None, torch.tensor(True), torch.tensor(False))[step % 3]
+        learner.update(codes, residuals, decay, finite)
         rescaled += learner.weight < weight_before
 
+        if finite is not None and not finite:  # the past fades, and nothing comes
+            sums *= decay
+            counts *= decay
+            continue
+        scale = 0.95 * scale + 0.05 * float(residuals[0].double().std()) * scale
         for position in range(len(MIXED)):
             inputs, chosen = residuals[position].double(), codes[:, position]
             if position > 0:
@@ -154,12 +212,88 @@ def test_entries_follow_plain_moving_averages() -> None:
 
     assert rescaled >= 2
     # Float32 sums of a few hundred terms against float64 ones.
-    assert torch.allclose(learner.sums.double() / learner.weight, sums, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(quantizer.vectors.double() / learner.weight, sums, rtol=1e-3, atol=1e-4)
     assert torch.allclose(learner.counts.double() / learner.weight, counts, rtol=1e-4)
+    assert torch.allclose(learner.gains.double(), gains, rtol=1e-4)
+    assert float(quantizer.scale) == pytest.approx(scale, rel=1e-5)
     for position in range(len(MIXED)):
         assert torch.allclose(
             entries_of(quantizer, position), entries[position], rtol=1e-3, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_batch_that_is_not_finite_changes_nothing(bad: float) -> None:
+    learner = learner_of(MIXED)
+    quantizer = learner.quantizer
+    learner.initialize(latents_of(300), generator_for(0))
+    for step in range(30):  # long enough that the averages have been rescaled
+        codes, residuals = quantizer.quantize(latents_of(16, seed=step))
+        learner.update(codes, residuals, 0.5)
+    before = state_of(learner)
+    for seed in range(8):
+        latents = latents_of(16, seed=100 + seed)
+        latents[:seed, seed % DIM] = bad  # one number of some rows
+        latents[15] = bad  # a whole row
+        codes, residuals = quantizer.quantize(latents)
+        assert not residuals.isfinite().all()
+        weight = learner.weight
+        learner.update(codes, residuals, 0.9, torch.tensor(False))
+        assert learner.weight == weight / 0.9
+        assert_same_state(learner, before)
+
+
+def test_rescaling_in_a_step_that_is_not_finite_keeps_the_entries() -> None:
+    learner = learner_of(MIXED)
+    learner.initialize(latents_of(300), generator_for(0))
+    entries = [entries_of(learner.quantizer, position) for position in range(len(MIXED))]
+    codes, residuals = learner.quantizer.quantize(torch.full((4, DIM), torch.nan))
+    learner.weight = learner.RESCALE_ABOVE
+    learner.update(codes, residuals, 0.5, torch.tensor(False))
+    assert learner.weight == 1
+    for position, expected in enumerate(entries):  # rounding of one division and one product
+        assert torch.allclose(entries_of(learner.quantizer, position), expected, rtol=1e-6)
+
+
+def test_padding_is_never_chosen_after_many_rescalings() -> None:
+    learner = learner_of(MIXED)
+    quantizer = learner.quantizer
+    learner.initialize(latents_of(300), generator_for(0))
+    for step in range(15):  # 1e-6 each: float32 has no smaller numbers after seven
+        codes, residuals = quantizer.quantize(latents_of(64, seed=step))
+        learner.weight = learner.RESCALE_ABOVE
+        learner.update(codes, residuals, 0.9)
+        assert learner.weight == 1
+        learner.revive(codes, residuals, generator_for(1, step))
+    codes, residuals = quantizer.quantize(torch.cat([latents_of(64), torch.zeros(1, DIM)]))
+    assert (codes < torch.tensor(MIXED)).all()
+    assert residuals.isfinite().all()
+
+
+def test_after_a_step_that_was_left_out_only_the_past_weighs_less() -> None:
+    learner = learner_of(MIXED)
+    learner.initialize(latents_of(300), generator_for(0))
+    twin = copy.deepcopy(learner)
+    codes, residuals = learner.quantizer.quantize(latents_of(16) * torch.inf)
+    learner.update(codes, residuals, 0.9, torch.tensor(False))
+    twin.weight /= 0.9
+    for step in range(10):
+        for each in (learner, twin):
+            codes, residuals = each.quantizer.quantize(latents_of(16, seed=step))
+            each.update(codes, residuals, 0.8)
+        assert learner.weight == twin.weight
+        assert_same_state(learner, state_of(twin))
+
+
+def test_finite_batch_does_the_same_whether_that_is_said_or_not() -> None:
+    silent = learner_of(MIXED)
+    silent.initialize(latents_of(300), generator_for(0))
+    told = copy.deepcopy(silent)
+    for step in range(10):
+        for learner, finite in ((silent, None), (told, torch.tensor(True))):
+            codes, residuals = learner.quantizer.quantize(latents_of(16, seed=step))
+            learner.update(codes, residuals, 0.8, finite)
+        assert_same_state(told, state_of(silent))
 
 
 def test_search_stays_in_float32_under_autocast() -> None:
@@ -172,8 +306,8 @@ def test_search_stays_in_float32_under_autocast() -> None:
 
 
 def test_entries_of_a_later_position_share_one_norm() -> None:
-    quantizer = quantizer_of(MIXED)
-    learner = CodebookLearner(quantizer)
+    learner = learner_of(MIXED)
+    quantizer = learner.quantizer
     learner.initialize(latents_of(300), generator_for(0))
     for step in range(30):
         codes, residuals = quantizer.quantize(latents_of(16, seed=step))
@@ -181,19 +315,20 @@ def test_entries_of_a_later_position_share_one_norm() -> None:
         learner.revive(codes, residuals, generator_for(1, step))
     for position in range(1, len(MIXED)):
         norms = entries_of(quantizer, position).norm(dim=1)
-        assert torch.allclose(norms, quantizer.gains[position].double(), rtol=1e-5)
+        assert torch.allclose(norms, learner.gains[position].double(), rtol=1e-5)
     first = entries_of(quantizer, 0).norm(dim=1)
     assert first.max() > 1.1 * first.min()
 
 
 def test_revival_replaces_exactly_the_rare_entries_by_splits_of_chosen_ones() -> None:
-    quantizer = quantizer_of((8, 6, 16), revive_below=0.5)
-    learner = CodebookLearner(quantizer)
+    learner = learner_of((8, 6, 16), revive_below=0.5)
+    quantizer = learner.quantizer
     learner.counts.copy_(torch.arange(48).view(3, 16) + 1)  # the long memory decides nothing
     learner.recent[0, :8] = torch.tensor([10, 10, 4.9, 10, 0, 10, 20, 15.1])  # mean 10
     learner.recent[1, :6] = torch.tensor([1, 1, 1, 1, 1, 1.0])  # mean 1: none is rare
     learner.recent[2, :16] = torch.tensor([4.0] * 8 + [1.0] * 4 + [3.0] * 4)  # mean 3
     rare = [{2, 4}, set(), set(range(8, 12))]
+    learner._scale_entries()  # the counts are the first position's scale
     vectors, counts = quantizer.vectors.clone(), learner.counts.clone()
     codes, residuals = quantizer.quantize(latents_of(32))
     chosen = [entries_of(quantizer, position)[codes[:, position]] for position in range(3)]
@@ -204,9 +339,10 @@ def test_revival_replaces_exactly_the_rare_entries_by_splits_of_chosen_ones() ->
         assert set(changed.tolist()) == rare[position]
         size = quantizer.config.sizes[position]
         splits = 0.8 * chosen[position] + 0.2 * residuals[position].double()
-        splits = splits if position == 0 else splits / splits.norm(dim=1, keepdim=True)
+        if position > 0:
+            splits *= learner.gains[position] / splits.norm(dim=1, keepdim=True)
         for row in rare[position]:
-            difference = (quantizer.vectors[position, row] - splits).abs().amax(1)
+            difference = (entries_of(quantizer, position)[row] - splits).abs().amax(1)
             assert difference.min() < 1e-5
             # A revived entry starts with the mean count: it moves no faster than the others.
             assert learner.counts[position, row] == counts[position, :size].mean()
@@ -224,8 +360,7 @@ def test_revived_entry_takes_over_a_part_of_a_popular_one() -> None:
     quantizer = ProgressiveQuantizer(QuantizerConfig(num_codes=1, codebook_sizes=(4,)), 64)
     learner = CodebookLearner(quantizer)
     learner.initialize(latents, generator_for(8))
-    quantizer.vectors[0, 2:] = 100.0
-    quantizer.biases[0] = quantizer.vectors[0].square().sum(1) / 2
+    learner._set_rows(0, torch.tensor([2, 3]), torch.full((2, 64), 100.0), torch.ones(2))
     codes, residuals = quantizer.quantize(quantizer.normalize(latents))
     learner.update(codes, residuals, 0.99)
     assert codes.unique().numel() == 2
@@ -235,8 +370,8 @@ def test_revived_entry_takes_over_a_part_of_a_popular_one() -> None:
 
 
 def test_window_of_uses_counts_every_choice_since_the_last_revival() -> None:
-    quantizer = quantizer_of(MIXED)
-    learner = CodebookLearner(quantizer)
+    learner = learner_of(MIXED)
+    quantizer = learner.quantizer
     learner.initialize(latents_of(300), generator_for(0))
     uses = torch.zeros_like(learner.recent)
     for step in range(3):
@@ -252,8 +387,8 @@ def test_window_of_uses_counts_every_choice_since_the_last_revival() -> None:
 
 def test_nearest_choice_stays_exact_after_learning_and_revival() -> None:
     # The first codebook keeps half the squared norms beside its entries: they must stay in step.
-    quantizer = quantizer_of(MIXED, revive_below=0.9)
-    learner = CodebookLearner(quantizer)
+    learner = learner_of(MIXED, revive_below=0.9)
+    quantizer = learner.quantizer
     learner.initialize(latents_of(300), generator_for(0))
     for step in range(5):
         codes, residuals = quantizer.quantize(latents_of(16, seed=step))
@@ -296,6 +431,29 @@ def test_start_from_repeated_data_still_uses_every_entry(seed: int) -> None:
     assert codes.unique().numel() == 32
 
 
+@pytest.mark.parametrize("different", [1, 4, 10])
+def test_fewer_different_latents_than_entries_give_finite_codebooks(different: int) -> None:
+    # The first position describes them all, and leaves later ones nothing to learn from.
+    latents = latents_of(different).repeat(50, 1)
+    learner = learner_of((16, 16, 3))
+    quantizer = learner.quantizer
+    learner.initialize(latents, generator_for(0))
+    for step in range(20):
+        codes, residuals = quantizer.quantize(quantizer.normalize(latents))
+        learner.update(codes, residuals, 0.9)
+        learner.revive(codes, residuals, generator_for(1, step))
+    assert all(entries_of(quantizer, position).isfinite().all() for position in range(3))
+    codes, residuals = quantizer.quantize(quantizer.normalize(latents))
+    assert residuals[-1].abs().max() < 0.1
+    # What the encoder gives later is described by all positions again.
+    for step in range(300):
+        codes, residuals = quantizer.quantize(quantizer.normalize(latents_of(64, seed=step)))
+        learner.update(codes, residuals, 0.9)
+        if step % 20 == 19:
+            learner.revive(codes, residuals, generator_for(2, step))
+    assert (residuals.square().mean((1, 2)).diff() < 0).all()
+
+
 def test_decay_goes_from_start_to_end_with_a_geometric_middle() -> None:
     config = QuantizerConfig(num_codes=1, decay_start=0.9, decay_end=0.999)
     learner = CodebookLearner(ProgressiveQuantizer(config, DIM))
@@ -304,11 +462,15 @@ def test_decay_goes_from_start_to_end_with_a_geometric_middle() -> None:
 
 
 def test_scale_follows_the_standard_deviation_of_the_encoder() -> None:
-    quantizer = quantizer_of(MIXED)
-    learner = CodebookLearner(quantizer)
+    learner = learner_of(MIXED)
+    quantizer = learner.quantizer
     encoded = 7 * latents_of(500)
-    for _ in range(300):
-        learner.update_scale(encoded)
+    deviation = float(encoded.double().std())
+    for step in range(1, 301):
+        codes, residuals = quantizer.quantize(quantizer.normalize(encoded))
+        learner.update(codes, residuals, 0.9)
+        expected = deviation + (1 - deviation) * 0.95**step
+        assert float(quantizer.scale) == pytest.approx(expected, rel=1e-4)
     assert float(quantizer.normalize(encoded).std()) == pytest.approx(1, rel=1e-3)
 
 
@@ -320,12 +482,29 @@ def test_entropy_of_uniform_codes_is_log2_of_their_number_and_of_constant_ones_z
 
 
 def test_usage_counts_entropy_and_dead_entries_of_each_codebook() -> None:
-    learner = CodebookLearner(quantizer_of((8, 4)))
+    learner = learner_of((8, 4))
     learner.window[0, :8] = torch.tensor([5.0] * 4 + [0.0] * 4)  # 2 bits, 4 dead
     learner.window[1, :4] = 3.0  # 2 bits, none dead
     entropy, dead = learner.usage()
     assert entropy == pytest.approx(2)
     assert dead == 4
+
+
+def test_usage_is_of_the_running_window_until_the_first_is_full() -> None:
+    learner = learner_of((8, 4))
+    codes = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3]])
+    residuals = latents_of(3 * 4).view(3, 4, DIM)
+    learner.update(codes, residuals, 0.9)
+    assert learner.usage() == (pytest.approx(2), 4)
+    learner.update(codes // 2, residuals, 0.9)  # 3/8, 3/8, 1/8, 1/8
+    both = -2 * (3 / 8 * math.log2(3 / 8) + 1 / 8 * math.log2(1 / 8))
+    assert learner.usage() == (pytest.approx(both), 4)
+    learner.revive(codes, residuals, generator_for(0))
+    assert learner.usage() == (pytest.approx(both), 4)
+    learner.update(codes * 0, residuals, 0.9)  # a new window, not yet full
+    assert learner.usage() == (pytest.approx(both), 4)
+    learner.revive(codes, residuals, generator_for(1))
+    assert learner.usage() == (pytest.approx(0), 7 + 3)
 
 
 def test_bits_are_log2_of_the_codebook_sizes() -> None:
@@ -356,8 +535,10 @@ def test_learner_state_round_trip_goes_on_alike() -> None:
         for seed in seeds:
             codes, residuals = learner.quantizer.quantize(latents_of(16, seed=seed))
             learner.update(codes, residuals, 0.9)
+            if seed % 3 == 2:
+                learner.revive(codes, residuals, generator_for(1, seed))
 
-    straight, cut = CodebookLearner(quantizer_of(MIXED)), CodebookLearner(quantizer_of(MIXED))
+    straight, cut = learner_of(MIXED), learner_of(MIXED)
     for learner in (straight, cut):
         learner.initialize(latents_of(300), generator_for(0))
     steps(straight, range(10))
@@ -366,6 +547,5 @@ def test_learner_state_round_trip_goes_on_alike() -> None:
     resumed.quantizer.load_state_dict(cut.quantizer.state_dict())
     resumed.load_state_dict(cut.state_dict())
     steps(resumed, range(4, 10))
-    assert torch.equal(resumed.sums, straight.sums)
-    assert torch.equal(resumed.quantizer.vectors, straight.quantizer.vectors)
-    assert torch.equal(resumed.quantizer.gains, straight.quantizer.gains)
+    assert resumed.weight == straight.weight
+    assert_same_state(resumed, state_of(straight))
