@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from eval.extractors import Inception
 from eval.trunk import tensors_digest
 from pqvae.files import atomic_path
 from pqvae.logs import Progress
+from pqvae.shards import cache_root
 
 # Images of one cache file: what an interrupted run loses at most, and what a longer one finds.
 CHUNK = 500
@@ -45,8 +45,8 @@ class Features:
 
 
 def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/pqvae/features``, by default below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pqvae", "features")
+    """Where features are kept for the next score."""
+    return cache_root() / "features"
 
 
 def extract(
