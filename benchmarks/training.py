@@ -112,7 +112,7 @@ def loading(config: Config) -> None:
 def against_residual_vq(num_codes: int, B: int = 64, D: int = 1024, K: int = 256) -> None:
     """One training step of the quantizer, choice and moving averages, side by side."""
     try:
-        from vector_quantize_pytorch import ResidualVQ
+        from vector_quantize_pytorch import ResidualVQ  # type: ignore[missing-import]
     except ImportError:
         say("ResidualVQ: left out; pip install 'pqvae[benchmarks]' for it")
         return
