@@ -93,12 +93,15 @@ class ProgressiveQuantizer(nn.Module):
         """
         return encoded.float() / self.scale
 
-    def nearest(self, position: int, residual: Tensor) -> Tensor:
-        """The entry of a position nearest to each residual (B, D): int64 (B,)."""
+    def scores(self, position: int, residual: Tensor) -> Tensor:
+        """How near the entries of a position are to each residual (B, D): float32 (B, K)."""
         # |r - e|^2 = |r|^2 - 2 (r.e - |e|^2 / 2): the nearest entry has the highest score.
         projections = residual @ self.vectors[position].T
-        scores = torch.addcmul(-self.biases[position], projections, self.factors[position])
-        return scores.argmax(dim=1)
+        return torch.addcmul(-self.biases[position], projections, self.factors[position])
+
+    def nearest(self, position: int, residual: Tensor) -> Tensor:
+        """The entry of a position nearest to each residual (B, D): int64 (B,)."""
+        return self.scores(position, residual).argmax(dim=1)
 
     @torch.no_grad()
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,6 +123,40 @@ class ProgressiveQuantizer(nn.Module):
                 codes[position] = self.nearest(position, residuals[position])
                 self._subtract(position, codes[position], residuals)
         return codes.T, residuals
+
+    @torch.no_grad()
+    def search(self, latents: Tensor, beam: int) -> Tensor:
+        """Choose codes by beam search: the best ``beam`` beginnings go on at every position.
+
+        A code that is not the nearest may leave a residual that later codes describe better. The
+        cost grows with ``beam``; prefixes of one or two codes pay with some quality.
+
+        Args:
+            latents: Normalized, float32 (B, D).
+            beam: At least 1; 1 is greedy.
+
+        Returns:
+            Codes, int64 (B, N); all N together leave no more of a latent than greedy ones do.
+        """
+        B, D = latents.shape
+        paths = torch.empty(B, 1, 0, dtype=torch.int64, device=latents.device)
+        residuals = latents.unsqueeze(1)  # (B, W, D): of each of the W beginnings
+        with torch.autocast(latents.device.type, enabled=False):
+            for position, size in enumerate(self.config.sizes):
+                scores = self.scores(position, residuals.flatten(0, 1))[:, :size]
+                # Half of |r - e|^2, but for what all entries of the position share.
+                left = residuals.square().sum(2, keepdim=True) / 2 - scores.view(B, -1, size)
+                # The first beginning is always the greedy one, so that it is there at the end.
+                left[:, 0].scatter_(1, left[:, 0].argmin(1, keepdim=True), -torch.inf)
+                left = left.flatten(1)
+                best = left.topk(min(beam, left.shape[1]), largest=False).indices  # (B, W)
+                parents, codes = best // size, best % size
+                entries = self.entries(position)[codes]
+                residuals = residuals.gather(1, parents.unsqueeze(2).expand(-1, -1, D)) - entries
+                paths = paths.gather(1, parents.unsqueeze(2).expand(-1, -1, position))
+                paths = torch.cat([paths, codes.unsqueeze(2)], dim=2)
+        nearest = residuals.square().sum(2).argmin(1)
+        return paths[torch.arange(B, device=paths.device), nearest]
 
     def residuals(self, latents: Tensor, codes: Tensor) -> Tensor:
         """What ``quantize`` leaves of normalized latents (B, D) when it chooses these codes (B, N).

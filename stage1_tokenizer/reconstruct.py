@@ -4,10 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqvae.cli import Parser, UserError, command
+from pqvae.cli import Parser, UserError, command, positive_int
 
 EXAMPLES = """\
   python -m stage1_tokenizer.reconstruct photo.jpg
+  python -m stage1_tokenizer.reconstruct photo.jpg --beam 8
   python -m stage1_tokenizer.reconstruct a.png b.png --tokenizer runs/photos --out strips.png"""
 
 
@@ -21,6 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, a row each")
     add("--tokenizer", type=Path, default=Path("runs/tokenizer"), metavar="DIR")
     add("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE")
+    add(
+        "--beam",
+        type=positive_int,
+        default=1,
+        metavar="B",
+        help="width of the search for better codes (default: 1, greedy); takes B times as long",
+    )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     args = parser.parse_args(argv)
     if not args.out.parent.is_dir():
@@ -51,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
     images = torch.stack(originals)
     lengths = prefix_grid(tokenizer.num_codes)
-    rows = save_prefix_grid(args.out, tokenizer, images, lengths)
+    rows = save_prefix_grid(args.out, tokenizer, images, lengths, args.beam)
     values = torch.stack([psnr(row, images) for row in rows], dim=1)
     for path, row in zip(args.images, values, strict=True):
         text = "  ".join(f"{k}:{value:.2f}" for k, value in zip(lengths, row, strict=True))

@@ -47,23 +47,29 @@ class Tokenizer(nn.Module):
         return self.config.quantizer.num_codes
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, beam: int = 1) -> Tensor:
         """Write images as codes.
 
         Args:
             images: float (B, 3, H, W) in [-1, 1], H = W = ``config.image_size``.
+            beam: Width of the search for codes that describe the latent best when all N are used;
+                takes so many times as long. 1 is greedy.
 
         Returns:
             Codes, int64 (B, N), coarse first; row b depends on image b alone.
 
         Raises:
-            ValueError: The images have another size.
+            ValueError: The images have another size, or the beam is below 1.
         """
+        if beam < 1:
+            raise ValueError(f"beam is {beam}, but must be at least 1")
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be (B, 3, {size}, {size}), not {tuple(images.shape)}")
         latents = self.quantizer.normalize(self.encoder(images))
-        return self.quantizer.quantize(latents)[0]
+        if beam == 1:
+            return self.quantizer.quantize(latents)[0]
+        return self.quantizer.search(latents, beam)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ GRID_IMAGES = 8  # rows of the grids drawn while training
 PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
 START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
+BEAM = 8  # of the second PSNR in result.json
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
 
 CURVES = {
@@ -64,22 +65,24 @@ def prefix_grid(num_codes: int) -> list[int]:
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int]) -> Tensor:
+def reconstruct(
+    tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1
+) -> Tensor:
     """Images decoded from prefixes of their codes: uint8 (B, 3, H, W) -> (lengths, B, 3, H, W)."""
     device = tokenizer.quantizer.scale.device
-    codes = tokenizer.encode(to_float(images).to(device))
+    codes = tokenizer.encode(to_float(images).to(device), beam)
     return torch.stack([to_uint8(tokenizer.decode(codes[:, :k])).cpu() for k in lengths])
 
 
 def save_prefix_grid(
-    path: Path, tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int]
+    path: Path, tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1
 ) -> list[Tensor]:
     """Draw uint8 images (B, 3, H, W), a row each, at every prefix length, the original last.
 
     Returns:
         The reconstructions, uint8 (B, 3, H, W), one for each length.
     """
-    decoded = list(reconstruct(tokenizer, images, lengths))
+    decoded = list(reconstruct(tokenizer, images, lengths, beam))
     bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
     captions = [f"k={k}, {bits[k - 1]:.0f} bits" for k in lengths]
     columns = torch.stack([*decoded, images], dim=1).flatten(0, 1)
@@ -215,14 +218,18 @@ class TokenizerTask:
 
 
 def measure_psnr(
-    tokenizer: Tokenizer, dataset: ImageDataset, lengths: Sequence[int], limit: int
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    lengths: Sequence[int],
+    limit: int,
+    beam: int = 1,
 ) -> list[float]:
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
     indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
     values = []
     for chunk in indices.split(256):
         originals = dataset.images(chunk)
-        decoded = reconstruct(tokenizer, originals, lengths)
+        decoded = reconstruct(tokenizer, originals, lengths, beam)
         values.append(torch.stack([psnr(images, originals) for images in decoded]))
     return torch.cat(values, dim=1).mean(1).tolist()
 
@@ -239,14 +246,21 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     """The final figures of the kept model, on the test split and on training codes."""
     tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
     test_images = task.test_images
-    values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
+    beams = {"psnr": 1, f"psnr_beam{BEAM}": BEAM}
+    values = {
+        name: measure_psnr(tokenizer, test_images, task.lengths, len(test_images), beam)
+        for name, beam in beams.items()
+    }
     codes = training_codes(tokenizer, task)
     images = spread(test_images, GRID_IMAGES)
     save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths)
     sizes = task.config.quantizer.sizes
     used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
     return {
-        "psnr": {str(k): round(value, 3) for k, value in zip(task.lengths, values, strict=True)},
+        **{
+            name: {str(k): round(v, 3) for k, v in zip(task.lengths, one, strict=True)}
+            for name, one in values.items()
+        },
         "psnr_split": test_images.name,
         "psnr_images": len(test_images),
         "code_entropy_bits": [round(bits, 3) for bits in code_entropy_bits(codes, sizes)],
@@ -281,8 +295,9 @@ def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
     result = report(task, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
-    text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
-    print(f"test PSNR in dB by prefix length  {text}")
+    for name, search in (("psnr", "greedy codes"), (f"psnr_beam{BEAM}", f"beam {BEAM}")):
+        text = "  ".join(f"{k}:{value:.2f}" for k, value in result[name].items())
+        print(f"test PSNR in dB by prefix length, {search}  {text}")
     again = "" if out == Config().out else f" tokenizer={out} out={out}-prior"
     print(
         f"made {folder}/model; look at {folder}/prefixes.png, "

@@ -148,6 +148,47 @@ def test_codes_of_a_row_depend_on_that_row_alone() -> None:
     assert torch.equal(alone, codes)
 
 
+def beam_reference(quantizer: ProgressiveQuantizer, latent: Tensor, beam: int) -> list[int]:
+    """Beam search over lists, one latent in float64; the greedy beginning always stays."""
+    beginnings: list[tuple[list[int], Tensor]] = [([], latent.double())]
+    for position in range(quantizer.config.num_codes):
+        entries = entries_of(quantizer, position)
+        grown = [
+            [([*codes, c], residual - entries[c]) for c in range(len(entries))]
+            for codes, residual in beginnings
+        ]
+        greedy = min(grown[0], key=lambda one: float(one[1].square().sum()))
+        others = [one for group in grown for one in group if one is not greedy]
+        others.sort(key=lambda one: float(one[1].square().sum()))
+        beginnings = [greedy, *others[: beam - 1]]
+    return min(beginnings, key=lambda one: float(one[1].square().sum()))[0]
+
+
+@pytest.mark.parametrize("beam", [1, 2, 5, 64])
+def test_beam_search_finds_what_a_plain_one_finds(beam: int) -> None:
+    quantizer, latents = quantizer_of(MIXED), latents_of(40)
+    expected = [beam_reference(quantizer, latent, beam) for latent in latents]
+    assert quantizer.search(latents, beam).tolist() == expected
+
+
+@pytest.mark.parametrize("beam", [1, 2, 3, 8, 33])
+def test_beam_search_never_leaves_more_than_greedy_choice(beam: int) -> None:
+    quantizer, latents = quantizer_of((16,) * 12, seed=3), latents_of(300)
+    greedy = quantizer.quantize(latents)[1][-1].square().sum(1)
+    codes = quantizer.search(latents, beam)
+    left = (latents - quantizer.dequantize(codes)).square().sum(1)
+    assert (left <= greedy * (1 + 1e-5)).all()
+    assert (left < 0.999 * greedy).any() == (beam > 1)
+
+
+def test_beam_as_wide_as_the_tree_finds_the_nearest_sum_of_all() -> None:
+    sizes = (4, 3, 5)
+    quantizer, latents = quantizer_of(sizes), latents_of(30)
+    every = torch.cartesian_prod(*[torch.arange(size) for size in sizes])
+    distances = torch.cdist(latents.double(), quantizer.dequantize(every).double())
+    assert torch.equal(quantizer.search(latents, 60), every[distances.argmin(1)])
+
+
 @pytest.mark.parametrize("k", [0, len(MIXED) + 1])
 def test_prefix_lengths_out_of_range_are_refused(k: int) -> None:
     with pytest.raises(ValueError, match=f"1 to {len(MIXED)} codes, but got {k}"):

@@ -71,6 +71,21 @@ def test_codes_do_not_depend_on_batch_neighbours(
     assert torch.equal(tiny_tokenizer.encode(images[order]), codes[order])
 
 
+def test_wider_beams_describe_held_out_images_better(
+    tiny_tokenizer: Tokenizer, blob_images: "BlobImages"
+) -> None:
+    images = blob_images(64, 16, 99)
+    latents = tiny_tokenizer.quantizer.normalize(tiny_tokenizer.encoder(images)).detach()
+    errors = []
+    for beam in (1, 4, 16):
+        codes = tiny_tokenizer.encode(images, beam=beam)
+        left = latents - tiny_tokenizer.quantizer.dequantize(codes)
+        errors.append(float(left.square().mean()))
+    assert errors[0] > errors[1] > errors[2]
+    with pytest.raises(ValueError, match="beam is 0, but must be at least 1"):
+        tiny_tokenizer.encode(images, beam=0)
+
+
 def test_held_out_distortion_falls_with_every_step_of_the_prefix(
     tiny_tokenizer: Tokenizer, blob_images: "BlobImages"
 ) -> None:
