@@ -31,12 +31,15 @@ GRID_IMAGES = 8  # rows of the grids drawn while training
 PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
 START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
+RESIDUAL_IMAGES = 4096  # of a split at most, for what prefixes leave of the latents
 BEAM = 8  # of the second PSNR in result.json
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
 
 CURVES = {
     "loss": ["loss", "mse"],
     "held-out PSNR by prefix length, dB": ["val_psnr_*"],
+    "share of the latent left after k codes, held-out": ["val_residual_*"],
+    "the same on training images": ["train_residual_*"],
     "code entropy, bits": ["code_entropy_bits"],
 }
 
@@ -190,6 +193,10 @@ class TokenizerTask:
         text = f"val psnr {text} dB | code entropy {entropy:.2f} bits | dead entries {dead}"
         scalars = {f"val_psnr_{k}": value for k, value in zip(self.lengths, values, strict=True)}
         scalars |= {"code_entropy_bits": entropy, "dead_entries": dead}
+        count = min(EVALUATED_IMAGES, len(self.val_images))
+        for split, images in (("train", self.train_images), ("val", self.val_images)):
+            shares = residual_shares(self.tokenizer, images, count)
+            scalars |= {f"{split}_residual_{k}": shares[k - 1] for k in self.lengths}
         return Evaluation(-sum(values) / len(values), text, scalars)
 
     def draw_grid(self, step: int) -> None:
@@ -234,6 +241,22 @@ def measure_psnr(
     return torch.cat(values, dim=1).mean(1).tolist()
 
 
+@torch.inference_mode()
+def residual_shares(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> list[float]:
+    """Mean |r_k|^2 over mean |f|^2 at k = 1 ... N: what prefixes leave of a data set's latents.
+
+    Less on training images than on held-out ones: entries that saw too few images.
+    """
+    energies = torch.zeros(tokenizer.num_codes + 1)
+    device = tokenizer.quantizer.scale.device
+    indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
+    for chunk in indices.split(256):
+        images = to_float(dataset.images(chunk)).to(device)
+        latents = tokenizer.quantizer.normalize(tokenizer.encoder(images))
+        energies += tokenizer.quantizer.quantize(latents)[1].square().sum((1, 2)).cpu()
+    return (energies[1:] / energies[0]).tolist()
+
+
 def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
     """Codes int64 (n, N) of augmented training images, enough to judge every entry's use."""
     needed = IMAGES_PER_ENTRY * max(task.config.quantizer.sizes)
@@ -251,6 +274,10 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
         name: measure_psnr(tokenizer, test_images, task.lengths, len(test_images), beam)
         for name, beam in beams.items()
     }
+    residuals = [
+        residual_shares(tokenizer, images, RESIDUAL_IMAGES)
+        for images in (task.train_images, test_images)
+    ]
     codes = training_codes(tokenizer, task)
     images = spread(test_images, GRID_IMAGES)
     save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths)
@@ -263,6 +290,8 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
         },
         "psnr_split": test_images.name,
         "psnr_images": len(test_images),
+        "residual_train": [round(share, 4) for share in residuals[0]],
+        "residual_test": [round(share, 4) for share in residuals[1]],
         "code_entropy_bits": [round(bits, 3) for bits in code_entropy_bits(codes, sizes)],
         "dead_entries": sum(sizes) - sum(used),
         "bits_per_image": sum(task.config.quantizer.bits),

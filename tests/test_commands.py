@@ -1,6 +1,7 @@
 """The commands as a user types them: what they write and say, and how they refuse bad input."""
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -139,6 +140,12 @@ def test_stage_1_writes_its_run_folder(finished: tuple[Path, list[str]]) -> None
     result = json.loads((run / "result.json").read_text())
     assert list(result["psnr"]) == ["1", "2", "4", "6"]
     assert all(5 < value < 60 for value in result["psnr"].values())
+    assert list(result["psnr_beam8"]) == ["1", "2", "4", "6"]
+    assert result["psnr_beam8"]["6"] > result["psnr"]["6"]
+    for split in ("train", "test"):
+        shares = result[f"residual_{split}"]
+        assert len(shares) == 6
+        assert all(0 < later < share < 1 for share, later in itertools.pairwise(shares))
     assert len(result["code_entropy_bits"]) == 6
     assert all(0 <= bits <= 4 for bits in result["code_entropy_bits"])
     assert result["bits_per_image"] == 6 * 4

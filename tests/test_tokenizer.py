@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from pqvae.cli import UserError
+from pqvae.datasets import DataConfig, open_dataset
+from pqvae.images import to_float
 from pqvae.pretrained import save_model
 from stage1_tokenizer.encoder import ArchitectureConfig
 from stage1_tokenizer.quantizer import QuantizerConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from stage1_tokenizer.training import residual_shares
 
 if TYPE_CHECKING:
     from tests.conftest import BlobImages, TinyRun
@@ -171,6 +174,22 @@ def test_tokenizer_of_a_training_run_loads(tiny_run: "TinyRun") -> None:
     tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
     assert tokenizer.content_hash
     assert tokenizer.encode(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, tokenizer.num_codes)
+
+
+def test_residual_shares_are_what_prefix_sums_leave(tiny_run: "TinyRun") -> None:
+    tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    dataset = open_dataset(DataConfig(path=str(tiny_run.data), image_size=SIZE), "val")
+    with torch.inference_mode():
+        images = to_float(dataset.images(range(len(dataset))))
+        latents = tokenizer.quantizer.normalize(tokenizer.encoder(images))
+        codes = tokenizer.encode(images)
+        left = [
+            (latents - tokenizer.quantizer.dequantize(codes[:, :k])).square().sum()
+            for k in range(1, tokenizer.num_codes + 1)
+        ]
+        expected = torch.stack(left) / latents.square().sum()
+    found = residual_shares(tokenizer, dataset, 1000)
+    assert found == pytest.approx(expected.tolist(), rel=1e-4)
 
 
 def cut_weights(folder: Path) -> None:
