@@ -26,7 +26,8 @@ from pqvae.loader import TrainingImages, generator_for
 from pqvae.logs import say
 from pqvae.optim import adamw
 from pqvae.runtime import machine, select_runtime
-from stage1_tokenizer.quantizer import CodebookLearner, ProgressiveQuantizer, QuantizerConfig
+from stage1_tokenizer.codebooks import CodebookLearner
+from stage1_tokenizer.quantizer import ProgressiveQuantizer, QuantizerConfig
 from stage1_tokenizer.training import Config, TokenizerTask
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ def step_by_part(config: Config) -> None:
             latents = quantizer.normalize(encoded)
             codes, residuals = clock.measure("quantize", quantizer.quantize, latents)
             lengths = torch.full((B,), tokenizer.num_codes, device=runtime.device)
-            f_N = latents - residuals[-1]
+            f_N = latents - residuals.after(lengths)
             decoded = clock.measure("decode", tokenizer.decoder, f_N, lengths)
         loss = (decoded.float() - images).square().mean()
         optimizer.zero_grad(set_to_none=True)

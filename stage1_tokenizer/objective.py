@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stage1_tokenizer.quantizer import Residuals
 from stage1_tokenizer.tokenizer import Tokenizer
 
 
@@ -44,7 +45,7 @@ class TokenizerObjective:
 
     def __call__(
         self, images: Tensor, prefix_lengths: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor, Residuals]:
         """The losses of images, with the codes and residuals behind them.
 
         Gradients pass the quantizer straight through. Normalized latents have unit variance, so the
@@ -58,13 +59,13 @@ class TokenizerObjective:
         quantizer = self.tokenizer.quantizer
         latents = quantizer.normalize(self.tokenizer.encoder(images))
         codes, residuals = quantizer.quantize(latents)
-        prefix_residuals = residuals[prefix_lengths, torch.arange(len(images), device=codes.device)]
         # f_k = f - r_k in value, and as far as the gradient is concerned, f.
-        decoded = self.tokenizer.decoder(latents - prefix_residuals, prefix_lengths)
+        decoded = self.tokenizer.decoder(latents - residuals.after(prefix_lengths), prefix_lengths)
         mse = F.mse_loss(decoded.float(), images)
-        commitment = F.mse_loss(latents, (latents - residuals[-1]).detach())
+        last = residuals.after(torch.full_like(prefix_lengths, self.tokenizer.num_codes))
+        commitment = F.mse_loss(latents, (latents - last).detach())
         losses = {"loss": mse + self.config.commitment * commitment, "mse": mse.detach()}
         # |r_N|^2 / |f|^2: the share of the latent that the codes leave undescribed.
-        energies = residuals[[0, -1]].square().sum(2)
-        losses["residual"] = (energies[1] / energies[0]).mean()
+        energies = residuals.energies()
+        losses["residual"] = (energies[-1] / energies[0]).mean()
         return losses, codes, residuals

@@ -18,13 +18,14 @@ from pqvae.loader import Ahead, TrainingImages, generator_for, parts_of_batch
 from pqvae.logs import format_seconds, say
 from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.trainer import Evaluation, TrainerConfig, open_run, train
+from stage1_tokenizer.codebooks import CodebookLearner
 from stage1_tokenizer.encoder import ArchitectureConfig
 from stage1_tokenizer.objective import (
     ObjectiveConfig,
     TokenizerObjective,
     draw_prefix_lengths,
 )
-from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig, code_entropy_bits
+from stage1_tokenizer.quantizer import QuantizerConfig, Residuals, code_entropy_bits
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
@@ -129,7 +130,7 @@ class TokenizerTask:
         self.parts = parts_of_batch(trainer.batch_size, trainer.accumulate)
         self.batches = Ahead(self.load, self.parts, config.data.workers)
         self.lengths = prefix_grid(self.tokenizer.num_codes)
-        self._seen: list[tuple[Tensor, Tensor]] = []  # codes and residuals of the step's parts
+        self._seen: list[tuple[Tensor, Residuals]] = []  # codes and residuals of the step's parts
 
     def load(self, step: int, part: slice) -> Tensor:
         """Images of a part of a batch, ready to be copied to the device."""
@@ -168,7 +169,7 @@ class TokenizerTask:
             generator = generator_for(self.config.trainer.seed, step, 4)
             self.learner.revive(codes, residuals, generator)
 
-    def whole_batch(self) -> tuple[Tensor, Tensor]:
+    def whole_batch(self) -> tuple[Tensor, Residuals]:
         """Codes and residuals of the step's whole batch, alike in every process.
 
         Latents and codes are exchanged, not sums over them: they are small, and every process then
@@ -179,7 +180,9 @@ class TokenizerTask:
             return seen[0]
         first, total = self.parts[0].start, self.config.trainer.batch_size
         codes = ranks.gather(torch.cat([codes for codes, _ in seen]), first, total)
-        latents = ranks.gather(torch.cat([residuals[0] for _, residuals in seen]), first, total)
+        latents = ranks.gather(
+            torch.cat([residuals.early[0] for _, residuals in seen]), first, total
+        )
         return codes, self.tokenizer.quantizer.residuals(latents, codes)
 
     def keys(self, step: int) -> list[str]:
@@ -253,7 +256,7 @@ def residual_shares(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> 
     for chunk in indices.split(256):
         images = to_float(dataset.images(chunk)).to(device)
         latents = tokenizer.quantizer.normalize(tokenizer.encoder(images))
-        energies += tokenizer.quantizer.quantize(latents)[1].square().sum((1, 2)).cpu()
+        energies += tokenizer.quantizer.quantize(latents)[1].energies().sum(1).cpu()
     return (energies[1:] / energies[0]).tolist()
 
 

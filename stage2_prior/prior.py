@@ -156,19 +156,19 @@ class Prior(nn.Module):
     @torch.no_grad()
     def see_codebooks(self, quantizer: ProgressiveQuantizer) -> None:
         """Take the meaning of the codes over from the quantizer that makes them."""
-        entries = quantizer.vectors * quantizer.factors.unsqueeze(2)
-        rows = entries.flatten(0, 1)
-        sample = rows[:: max(1, len(rows) // 16384)]
+        step = max(1, sum(self.sizes) // 16384)
+        sample = torch.cat([quantizer.entries(i)[::step] for i in range(len(self.sizes))])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, _, directions = torch.svd_lowrank(
                 sample, q=min(self.config.code_features, *sample.shape)
             )
-        features = rows @ directions
-        features = F.pad(features, (0, self.config.code_features - features.shape[1]))
+        self.code_features.zero_()
+        for position, size in enumerate(self.sizes):
+            features = quantizer.entries(position) @ directions
+            self.code_features[position, :size, : features.shape[1]] = features
         # The cumulative sum of N entries has about unit size per image then.
-        features = features / features.norm(dim=1).max()
-        self.code_features.copy_(features.view_as(self.code_features))
+        self.code_features /= self.code_features.norm(dim=2).max()
 
     def _embed_labels(self, batch_size: int, labels: Tensor | None) -> Tensor:
         if labels is None:

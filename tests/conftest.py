@@ -18,9 +18,10 @@ from pqvae.images import encode_png, to_uint8
 from pqvae.loader import generator_for
 from pqvae.optim import adamw
 from stage1_tokenizer import train
+from stage1_tokenizer.codebooks import CodebookLearner
 from stage1_tokenizer.encoder import ArchitectureConfig
 from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective, draw_prefix_lengths
-from stage1_tokenizer.quantizer import CodebookLearner, QuantizerConfig
+from stage1_tokenizer.quantizer import QuantizerConfig
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 # Tensors here are so small that threads cost more than they give: many times the run time where

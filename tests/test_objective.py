@@ -124,13 +124,13 @@ def test_parts_of_a_batch_average_to_the_whole_of_it(
         means: dict[str, Tensor] = {}
         codes, residuals = [], []
         for part in parts:
-            losses, *chosen = objective(images[part], lengths[part])
+            losses, chosen, left = objective(images[part], lengths[part])
             share = len(images[part]) / len(images)
             (losses["loss"] * share).backward()
             for name, value in losses.items():
                 means[name] = means.get(name, torch.tensor(0.0)) + value.detach() * share
-            codes.append(chosen[0])
-            residuals.append(chosen[1])
+            codes.append(chosen)
+            residuals.append(left.early)
         gradients = [p.grad for p in tokenizer.parameters() if p.grad is not None]
         return means, torch.cat(codes), torch.cat(residuals, dim=1), gradients
 
@@ -151,7 +151,7 @@ def test_parts_of_a_batch_average_to_the_whole_of_it(
 def test_codebooks_get_no_gradient(tiny_tokenizer: Tokenizer, blob_images: "BlobImages") -> None:
     passage = Passage(tiny_tokenizer, blob_images(8, 16, 5), commitment=0.5)
     assert not list(passage.tokenizer.quantizer.parameters())
-    assert not passage.residuals.requires_grad
+    assert not passage.residuals.early.requires_grad
     without = [name for name, value in passage.tokenizer.named_parameters() if value.grad is None]
     assert without == []  # everything else does
 

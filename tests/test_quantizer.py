@@ -2,14 +2,15 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pqvae.loader import generator_for
+from stage1_tokenizer.codebooks import CodebookLearner, water_level
 from stage1_tokenizer.quantizer import (
-    CodebookLearner,
     ProgressiveQuantizer,
     QuantizerConfig,
     code_entropy_bits,
@@ -19,21 +20,30 @@ MIXED = (8, 3, 16, 2, 5)
 DIM = 6
 
 
-def learner_of(sizes: tuple[int, ...], seed: int = 0, **config: float) -> CodebookLearner:
+SHARING = {"learned_codes": 2, "rank": 4}  # of MIXED, the last three positions share directions
+
+
+def learner_of(sizes: tuple[int, ...], seed: int = 0, **config: Any) -> CodebookLearner:
     """Random entries: of any norm at the first position, of one norm at each later one."""
-    settings = QuantizerConfig(num_codes=len(sizes), codebook_sizes=sizes, **config)  # type: ignore[bad-argument-type]
+    config = {"learned_codes": len(sizes), **config}
+    settings = QuantizerConfig(num_codes=len(sizes), codebook_sizes=sizes, **config)
     learner = CodebookLearner(ProgressiveQuantizer(settings, DIM))
     generator = generator_for(seed)
-    for position, size in enumerate(sizes):
+    learner.gains[1:] = 1.5 / torch.arange(2, len(sizes) + 1)
+    for position, size in enumerate(sizes[: settings.num_learned]):
         values = torch.randn(size, DIM, generator=generator)
-        if position > 0:
-            learner.gains[position] = 1.5 / (position + 1)
         learner._set_rows(position, torch.arange(size), values, torch.ones(size))
+    if settings.num_learned < len(sizes):
+        basis = torch.randn(learner.quantizer.basis.shape, generator=generator)
+        learner.quantizer.basis.copy_(torch.linalg.qr(basis).Q)
+        learner.variances.copy_(torch.rand(learner.variances.shape, generator=generator) + 0.5)
+        learner._spread()
+        learner._scale_entries()
     return learner
 
 
-def quantizer_of(sizes: tuple[int, ...], seed: int = 0) -> ProgressiveQuantizer:
-    return learner_of(sizes, seed).quantizer
+def quantizer_of(sizes: tuple[int, ...], seed: int = 0, **config: Any) -> ProgressiveQuantizer:
+    return learner_of(sizes, seed, **config).quantizer
 
 
 def latents_of(n: int, seed: int = 1) -> Tensor:
@@ -67,7 +77,7 @@ def test_chosen_entry_is_the_nearest_of_its_codebook(sizes: tuple[int, ...]) -> 
     codes, residuals = quantizer.quantize(latents)
     for row in range(len(latents)):
         for position in range(len(sizes)):
-            residual = residuals[position, row].double()
+            residual = residuals.early[position, row].double()
             distances = [
                 float(((residual - entry) ** 2).sum()) for entry in entries_of(quantizer, position)
             ]
@@ -87,11 +97,13 @@ def test_prefix_sum_and_remaining_residual_make_the_latent() -> None:
     quantizer = quantizer_of(MIXED)
     latents = latents_of(50)
     codes, residuals = quantizer.quantize(latents)
-    assert torch.equal(residuals[0], latents)
+    assert torch.equal(residuals.early[0], latents)
     for k in range(1, len(MIXED) + 1):
         f_k = sum(entries_of(quantizer, i)[codes[:, i]] for i in range(k))
-        assert torch.allclose(f_k + residuals[k].double(), latents.double(), atol=1e-5)
-        assert torch.allclose(quantizer.dequantize(codes[:, :k]), latents - residuals[k], atol=1e-5)
+        assert torch.allclose(f_k + residuals.early[k].double(), latents.double(), atol=1e-5)
+        assert torch.allclose(
+            quantizer.dequantize(codes[:, :k]), latents - residuals.early[k], atol=1e-5
+        )
 
 
 def test_entries_are_the_codebook_that_codes_stand_for() -> None:
@@ -113,9 +125,9 @@ def test_residuals_are_recomputed_to_the_bit() -> None:
     learner.initialize(latents_of(300), generator_for(0))  # factors of all sizes
     quantizer, latents = learner.quantizer, latents_of(50)
     codes, residuals = quantizer.quantize(latents)
-    assert torch.equal(quantizer.residuals(latents, codes), residuals)
+    assert torch.equal(quantizer.residuals(latents, codes).early, residuals.early)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantizer.residuals(latents, codes), residuals)
+        assert torch.equal(quantizer.residuals(latents, codes).early, residuals.early)
 
 
 @pytest.mark.parametrize("sizes", [[50], [25, 25], [1, 30, 19], [17, 16, 16, 1]])
@@ -123,8 +135,8 @@ def test_residuals_of_parts_are_recomputed_for_their_batch_to_the_bit(sizes: lis
     quantizer, latents = quantizer_of(MIXED), latents_of(50)
     parts = [quantizer.quantize(part) for part in latents.split(sizes)]
     codes = torch.cat([codes for codes, _ in parts])
-    expected = torch.cat([residuals for _, residuals in parts], dim=1)
-    assert torch.equal(quantizer.residuals(latents, codes), expected)
+    expected = torch.cat([residuals.early for _, residuals in parts], dim=1)
+    assert torch.equal(quantizer.residuals(latents, codes).early, expected)
 
 
 def test_equal_prefixes_sum_alike_to_the_bit_whatever_follows() -> None:
@@ -165,8 +177,9 @@ def beam_reference(quantizer: ProgressiveQuantizer, latent: Tensor, beam: int) -
 
 
 @pytest.mark.parametrize("beam", [1, 2, 5, 64])
-def test_beam_search_finds_what_a_plain_one_finds(beam: int) -> None:
-    quantizer, latents = quantizer_of(MIXED), latents_of(40)
+@pytest.mark.parametrize("config", [{}, SHARING])
+def test_beam_search_finds_what_a_plain_one_finds(beam: int, config: dict[str, int]) -> None:
+    quantizer, latents = quantizer_of(MIXED, **config), latents_of(40)
     expected = [beam_reference(quantizer, latent, beam) for latent in latents]
     assert quantizer.search(latents, beam).tolist() == expected
 
@@ -174,7 +187,7 @@ def test_beam_search_finds_what_a_plain_one_finds(beam: int) -> None:
 @pytest.mark.parametrize("beam", [1, 2, 3, 8, 33])
 def test_beam_search_never_leaves_more_than_greedy_choice(beam: int) -> None:
     quantizer, latents = quantizer_of((16,) * 12, seed=3), latents_of(300)
-    greedy = quantizer.quantize(latents)[1][-1].square().sum(1)
+    greedy = quantizer.quantize(latents)[1].energies()[-1]
     codes = quantizer.search(latents, beam)
     left = (latents - quantizer.dequantize(codes)).square().sum(1)
     assert (left <= greedy * (1 + 1e-5)).all()
@@ -187,6 +200,88 @@ def test_beam_as_wide_as_the_tree_finds_the_nearest_sum_of_all() -> None:
     every = torch.cartesian_prod(*[torch.arange(size) for size in sizes])
     distances = torch.cdist(latents.double(), quantizer.dequantize(every).double())
     assert torch.equal(quantizer.search(latents, 60), every[distances.argmin(1)])
+
+
+def test_codes_that_share_directions_are_nearest_and_leave_what_is_said() -> None:
+    quantizer, latents = quantizer_of(MIXED, **SHARING), latents_of(60)
+    codes, residuals = quantizer.quantize(latents)
+    assert residuals.early.shape == (3, 60, DIM)
+    assert residuals.late.shape == (4, 60, 4)
+    residual = latents.double()
+    for position in range(len(MIXED)):
+        entries = entries_of(quantizer, position)
+        distances = torch.cdist(residual, entries)
+        chosen = distances.gather(1, codes[:, position, None]).squeeze(1)
+        assert torch.allclose(chosen, distances.min(1).values, atol=1e-5)
+        residual = residual - entries[codes[:, position]]
+        lengths = torch.full((60,), position + 1)
+        found = residuals.after(lengths).double()
+        assert torch.allclose(found, residual, atol=1e-5)
+        energies = residuals.energies()[position + 1].double()
+        assert torch.allclose(energies, residual.square().sum(1), rtol=1e-4, atol=1e-5)
+        prefix = quantizer.dequantize(codes[:, : position + 1])
+        assert torch.allclose(latents - prefix, residual.float(), atol=1e-5)
+    lengths = torch.arange(60) % 6
+    rows = [residuals.after(torch.full((60,), k))[row] for row, k in enumerate(lengths.tolist())]
+    assert torch.allclose(residuals.after(lengths), torch.stack(rows), atol=1e-6)
+
+
+def test_entries_that_share_directions_have_one_norm_in_other_directions() -> None:
+    quantizer = quantizer_of((16,) * 4, learned_codes=1, rank=5)
+    codebooks = [entries_of(quantizer, position) for position in range(1, 4)]
+    for position, entries in enumerate(codebooks, 1):
+        norms = entries.norm(dim=1)
+        assert torch.allclose(norms, norms.mean().expand_as(norms), rtol=1e-5)
+        assert float(norms.mean()) == pytest.approx(1.5 / (position + 1), rel=1e-5)
+        inside = quantizer.basis.double() @ (quantizer.basis.double().T @ entries.T)
+        assert torch.allclose(inside.T, entries, atol=1e-6)
+    cosines = torch.nn.functional.cosine_similarity(codebooks[0], codebooks[1])
+    assert cosines.abs().mean() < 0.8  # the same code says something else at each position
+
+
+def test_water_level_is_where_bits_run_out() -> None:
+    variances = torch.rand(7, 50, generator=generator_for(0)) ** 4 + 1e-6
+    bits = torch.tensor([0.1, 1, 2, 4, 8, 16, 200])
+    levels = water_level(variances, bits).double()
+    spent = (variances.double() / levels).clamp_min(1).log2().sum(1) / 2
+    assert torch.allclose(spent, bits.double(), rtol=1e-4)
+    even = water_level(torch.full((1, 8), 3.0), torch.tensor([8.0]))
+    assert float(even) == pytest.approx(3 * 2 ** (-2 * 8 / 8))
+    with_nothing = water_level(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]))
+    assert float(with_nothing) == pytest.approx(0.25)
+
+
+def test_late_positions_learn_the_covariance_and_do_nearly_as_well_on_new_latents() -> None:
+    dim, rank = 160, 80  # enough that a code says little of each dimension
+    deviations = 1 / (1 + torch.arange(dim) / 40) ** 2
+    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator_for(0))).Q
+
+    def batch(seed: int) -> Tensor:
+        return torch.randn(256, dim, generator=generator_for(1, seed)) * deviations @ rotation.T
+
+    def trained(learned_codes: int) -> CodebookLearner:
+        config = QuantizerConfig(
+            num_codes=16, codebook_sizes=(32,), learned_codes=learned_codes, rank=rank
+        )
+        learner = CodebookLearner(ProgressiveQuantizer(config, dim))
+        learner.initialize(batch(0), generator_for(2))
+        for step in range(1, 201):
+            latents = learner.quantizer.normalize(batch(step))
+            learner.update(*learner.quantizer.quantize(latents), 0.95)
+        return learner
+
+    def left_of_new(quantizer: ProgressiveQuantizer) -> Tensor:
+        new = torch.cat([batch(seed) for seed in range(1000, 1004)])
+        return quantizer.quantize(quantizer.normalize(new))[1].energies().mean(1)
+
+    learner = trained(learned_codes=2)
+    quantizer = learner.quantizer
+    assert torch.allclose(quantizer.basis.T @ quantizer.basis, torch.eye(rank), atol=1e-5)
+    inside = (quantizer.basis.T @ rotation[:, :12]).square().sum() / 12
+    assert inside > 0.99  # it spans the principal directions
+    found, all_learned = left_of_new(quantizer), left_of_new(trained(learned_codes=16).quantizer)
+    assert (found.diff() < 0).all()
+    assert found[-1] < 1.1 * all_learned[-1]
 
 
 @pytest.mark.parametrize("k", [0, len(MIXED) + 1])
@@ -232,9 +327,9 @@ def test_entries_follow_plain_moving_averages() -> None:
             sums *= decay
             counts *= decay
             continue
-        scale = 0.95 * scale + 0.05 * float(residuals[0].double().std()) * scale
+        scale = 0.95 * scale + 0.05 * float(residuals.early[0].double().std()) * scale
         for position in range(len(MIXED)):
-            inputs, chosen = residuals[position].double(), codes[:, position]
+            inputs, chosen = residuals.early[position].double(), codes[:, position]
             if position > 0:
                 directions = entries[position][chosen] / gains[position]
                 projection = (inputs * directions).sum(1).mean()
@@ -277,7 +372,7 @@ def test_batch_that_is_not_finite_changes_nothing(bad: float) -> None:
         latents[:seed, seed % DIM] = bad  # one number of some rows
         latents[15] = bad  # a whole row
         codes, residuals = quantizer.quantize(latents)
-        assert not residuals.isfinite().all()
+        assert not residuals.early.isfinite().all()
         weight = learner.weight
         learner.update(codes, residuals, 0.9, torch.tensor(False))
         assert learner.weight == weight / 0.9
@@ -308,7 +403,7 @@ def test_padding_is_never_chosen_after_many_rescalings() -> None:
         learner.revive(codes, residuals, generator_for(1, step))
     codes, residuals = quantizer.quantize(torch.cat([latents_of(64), torch.zeros(1, DIM)]))
     assert (codes < torch.tensor(MIXED)).all()
-    assert residuals.isfinite().all()
+    assert residuals.early.isfinite().all()
 
 
 def test_after_a_step_that_was_left_out_only_the_past_weighs_less() -> None:
@@ -343,7 +438,7 @@ def test_search_stays_in_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         cast_codes, cast_residuals = quantizer.quantize(latents)
     assert torch.equal(cast_codes, codes)
-    assert torch.equal(cast_residuals, residuals)
+    assert torch.equal(cast_residuals.early, residuals.early)
 
 
 def test_entries_of_a_later_position_share_one_norm() -> None:
@@ -379,7 +474,7 @@ def test_revival_replaces_exactly_the_rare_entries_by_splits_of_chosen_ones() ->
         changed = (quantizer.vectors[position] != vectors[position]).any(1).nonzero().squeeze(1)
         assert set(changed.tolist()) == rare[position]
         size = quantizer.config.sizes[position]
-        splits = 0.8 * chosen[position] + 0.2 * residuals[position].double()
+        splits = 0.8 * chosen[position] + 0.2 * residuals.early[position].double()
         if position > 0:
             splits *= learner.gains[position] / splits.norm(dim=1, keepdim=True)
         for row in rare[position]:
@@ -437,7 +532,7 @@ def test_nearest_choice_stays_exact_after_learning_and_revival() -> None:
         learner.revive(codes, residuals, generator_for(1, step))
     codes, residuals = quantizer.quantize(latents_of(100, seed=50))
     for position in range(len(MIXED)):
-        distances = torch.cdist(residuals[position].double(), entries_of(quantizer, position))
+        distances = torch.cdist(residuals.early[position].double(), entries_of(quantizer, position))
         chosen = distances.gather(1, codes[:, position, None]).squeeze(1)
         assert torch.allclose(chosen, distances.amin(1), atol=1e-5)
 
@@ -452,11 +547,11 @@ def test_start_from_data_leaves_less_residual_than_random_entries(seed: int) -> 
     latents = quantizer.normalize(encoded)
     assert float(latents.std()) == pytest.approx(1, rel=1e-4)
     codes, residuals = quantizer.quantize(latents)
-    energy = residuals.square().mean((1, 2))
+    energy = residuals.early.square().mean((1, 2))
     assert (energy.diff() < 0).all()  # every position takes something away
 
     _, by_random = quantizer_of(MIXED, seed=seed).quantize(latents)
-    assert energy[-1] < 0.8 * by_random[-1].square().mean()
+    assert energy[-1] < 0.8 * by_random.early[-1].square().mean()
     for position, size in enumerate(MIXED):
         assert codes[:, position].unique().numel() == size
 
@@ -485,14 +580,14 @@ def test_fewer_different_latents_than_entries_give_finite_codebooks(different: i
         learner.revive(codes, residuals, generator_for(1, step))
     assert all(entries_of(quantizer, position).isfinite().all() for position in range(3))
     codes, residuals = quantizer.quantize(quantizer.normalize(latents))
-    assert residuals[-1].abs().max() < 0.1
+    assert residuals.early[-1].abs().max() < 0.1
     # What the encoder gives later is described by all positions again.
     for step in range(300):
         codes, residuals = quantizer.quantize(quantizer.normalize(latents_of(64, seed=step)))
         learner.update(codes, residuals, 0.9)
         if step % 20 == 19:
             learner.revive(codes, residuals, generator_for(2, step))
-    assert (residuals.square().mean((1, 2)).diff() < 0).all()
+    assert (residuals.energies().mean(1).diff() < 0).all()
 
 
 def test_decay_goes_from_start_to_end_with_a_geometric_middle() -> None:
@@ -534,7 +629,7 @@ def test_usage_counts_entropy_and_dead_entries_of_each_codebook() -> None:
 def test_usage_is_of_the_running_window_until_the_first_is_full() -> None:
     learner = learner_of((8, 4))
     codes = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3]])
-    residuals = latents_of(3 * 4).view(3, 4, DIM)
+    residuals = learner.quantizer.residuals(latents_of(4), codes)
     learner.update(codes, residuals, 0.9)
     assert learner.usage() == (pytest.approx(2), 4)
     learner.update(codes // 2, residuals, 0.9)  # 3/8, 3/8, 1/8, 1/8
@@ -550,6 +645,8 @@ def test_usage_is_of_the_running_window_until_the_first_is_full() -> None:
 
 def test_bits_are_log2_of_the_codebook_sizes() -> None:
     assert QuantizerConfig(num_codes=3, codebook_sizes=(256,)).bits == (8, 8, 8)
+    shared = QuantizerConfig(num_codes=5, codebook_sizes=(256, 1024), learned_codes=2).bits
+    assert shared == (8, 8, 10, 10, 10)
     mixed = QuantizerConfig(num_codes=2, codebook_sizes=(2, 10)).bits
     assert mixed == pytest.approx((1, math.log2(10)))
 
@@ -558,9 +655,11 @@ def test_bits_are_log2_of_the_codebook_sizes() -> None:
     ("settings", "message"),
     [
         ({"num_codes": 0}, "num_codes is 0"),
-        ({"num_codes": 4, "codebook_sizes": (8, 8)}, "codebook_sizes has 2 numbers"),
+        ({"num_codes": 4, "codebook_sizes": (8, 8, 8)}, "codebook_sizes has 3 numbers"),
         ({"num_codes": 2, "codebook_sizes": (8, 1)}, "at least 2 each"),
         ({"num_codes": 2, "codebook_sizes": ()}, "codebook_sizes has 0 numbers"),
+        ({"learned_codes": 0}, "learned_codes and rank must be at least 1, not 0, 256"),
+        ({"rank": 0}, "learned_codes and rank must be at least 1, not 8, 0"),
         ({"decay_start": 0.9, "decay_end": 0.8}, "decay_start and decay_end"),
         ({"decay_start": 0.9, "decay_end": 1.0}, "decay_start and decay_end"),
         ({"decay_start": 0.0, "decay_end": 0.9}, "decay_start and decay_end"),
@@ -571,7 +670,8 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
         QuantizerConfig(**settings)  # type: ignore[bad-argument-type]
 
 
-def test_learner_state_round_trip_goes_on_alike() -> None:
+@pytest.mark.parametrize("config", [{}, SHARING])
+def test_learner_state_round_trip_goes_on_alike(config: dict[str, int]) -> None:
     def steps(learner: CodebookLearner, seeds: range) -> None:
         for seed in seeds:
             codes, residuals = learner.quantizer.quantize(latents_of(16, seed=seed))
@@ -579,14 +679,14 @@ def test_learner_state_round_trip_goes_on_alike() -> None:
             if seed % 3 == 2:
                 learner.revive(codes, residuals, generator_for(1, seed))
 
-    straight, cut = learner_of(MIXED), learner_of(MIXED)
+    straight, cut = learner_of(MIXED, **config), learner_of(MIXED, **config)
     for learner in (straight, cut):
         learner.initialize(latents_of(300), generator_for(0))
-    steps(straight, range(10))
-    steps(cut, range(4))
-    resumed = CodebookLearner(quantizer_of(MIXED, seed=7))
+    steps(straight, range(60))  # past a turn of the basis
+    steps(cut, range(44))
+    resumed = CodebookLearner(quantizer_of(MIXED, seed=7, **config))
     resumed.quantizer.load_state_dict(cut.quantizer.state_dict())
     resumed.load_state_dict(cut.state_dict())
-    steps(resumed, range(4, 10))
+    steps(resumed, range(44, 60))
     assert resumed.weight == straight.weight
     assert_same_state(resumed, state_of(straight))

@@ -64,7 +64,10 @@ def work(tiny_run: "TinyRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load((folder / "given" / "config.yaml").read_text())
     config["data"]["path"] = str(folder / "data")
     (folder / "given" / "config.yaml").write_text(yaml.safe_dump(config))
-    config |= {"trainer": TRAINER, "quantizer": {**config["quantizer"], "revive_every": 2}}
+    config |= {
+        "trainer": TRAINER,
+        "quantizer": {**config["quantizer"], "revive_every": 2, "learned_codes": 4},
+    }
     config["data"]["path"] = str(tiny_run.data)
     (folder / "tokenizer.yaml").write_text(yaml.safe_dump(config))
     config = {**PRIOR, "tokenizer": str(folder / "given")}

@@ -69,7 +69,10 @@ def runs(tiny_run: "TinyRun", start: "Start", tmp_path_factory: pytest.TempPathF
     config["data"]["path"] = "data"
     (folder / "given" / "config.yaml").write_text(yaml.safe_dump(config))
     del config["out"]
-    config |= {"trainer": TRAINER, "quantizer": {**config["quantizer"], "revive_every": 3}}
+    config |= {
+        "trainer": TRAINER,
+        "quantizer": {**config["quantizer"], "revive_every": 3, "learned_codes": 4},
+    }
     (folder / "tokenizer.yaml").write_text(yaml.safe_dump(config))
     (folder / "prior.yaml").write_text(yaml.safe_dump(PRIOR))
     runs = Runs(folder, start)
