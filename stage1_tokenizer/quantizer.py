@@ -32,9 +32,7 @@ class QuantizerConfig:
     num_codes: int = 32  # N: codes of one image
     codebook_sizes: tuple[int, ...] = (256,)  # K_i: one for all, one for the learned and one for
     # the shared, or one for each position
-    learned_codes: int = (
-        0  # positions with entries of their own, later ones share directions; 0: all
-    )
+    learned_codes: int = 8  # L: positions with entries of their own; later ones share directions
     rank: int = 256  # r: dimensions of the space that the shared directions span
     decay_start: float = 0.97  # of the moving averages, at the start of training ...
     decay_end: float = 0.9997  # ... and at its end; 1 - decay falls geometrically between
