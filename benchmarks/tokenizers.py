@@ -62,6 +62,7 @@ COSTS = [round(bits) for bits in itertools.accumulate(OURS.bits)]  # of its pref
 BUDGETS = (8, 9, 16, 18, 32, 36, 64, 72, 128, 144, 256, 288, 432, 512, BITS)
 BEAM = 8
 BEAM_PSNR = f"psnr_beam{BEAM}"  # our second PSNR
+CLUSTERED_IMAGES = 256  # by the library's k-means, which is slow
 TEST_IMAGES, RESIDUAL_IMAGES = 10_000, 2_000  # at most
 LIBRARY = "vector-quantize-pytorch"
 PALETTE = (*COLOURS, "#E69F00", "#56B4E9")  # one for each method; also of Okabe and Ito
@@ -97,7 +98,7 @@ class Method(nn.Module):
     def start(self, images: Tensor, generator: torch.Generator) -> None:
         """Set what starts from data: shortcuts, then codebooks, by the library's k-means."""
         self.tokenizer.start_from(images[:PATCH_IMAGES])
-        self.quantize(images[:PATCH_IMAGES])
+        self.quantize(images[:CLUSTERED_IMAGES])
 
     def places(self, images: Tensor) -> Tensor:
         """The latents of each place: images (B, 3, H, W) -> (B, places, channels)."""
