@@ -35,7 +35,7 @@ from vector_quantize_pytorch import FSQ, VectorQuantize  # type: ignore[missing-
 
 from pqvae.cli import SIGNALLED, Parser, UserError, command
 from pqvae.config import config_from_dict
-from pqvae.curves import COLOURS, DPI, FRAME, GRID, INK
+from pqvae.curves import COLOURS, DPI, INK, finish_axes
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 from pqvae.files import atomic_path, write_json
 from pqvae.images import psnr, to_float, to_uint8
@@ -427,18 +427,9 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]], title: str) -> No
     axes.set_xscale("log", base=2)
     ticks = [8, 16, 32, 64, 128, 256, BITS]
     axes.set_xticks(ticks, map(str, ticks), minor=False)
-    axes.set_title(title, loc="left", fontsize=12, color=INK)
     axes.set_xlabel("bits an image", color=INK)
     axes.set_ylabel("PSNR, dB", color=INK)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FRAME)
-    axes.tick_params(color=FRAME, labelcolor=INK, labelsize=10)
-    # Beside the curves, in the order in which they end.
-    handles = sorted(ends, key=lambda line: -ends[line])
-    axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, labelcolor=INK
-    )
+    finish_axes(axes, title, ends)
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 

@@ -13,6 +13,7 @@ from pqvae.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 WIDTH, PANEL_HEIGHT, DPI = 1200, 300, 100  # pixels, but for the last
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, for any eyes
@@ -123,11 +124,22 @@ def _draw_panel(
     limits = value_limits(curves[name] for names in groups for name in names)
     if limits is not None:
         panel.set_ylim(*limits)
-    panel.set_title(title, loc="left", fontsize=12, color=INK)
-    panel.grid(color=GRID, linewidth=0.8)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(FRAME)
-    panel.tick_params(color=FRAME, labelcolor=INK, labelsize=10)
-    # Beside the panel, where it hides nothing; in the order in which the lines end.
+    finish_axes(panel, title, ends)
+
+
+def finish_axes(axes: "Axes", title: str, ends: Mapping["Line2D", float]) -> None:
+    """Give axes the look of every plot here, and a legend.
+
+    Args:
+        axes: With their lines drawn.
+        title: Stands above them.
+        ends: Each line's last value: the legend is in this order, beside the axes.
+    """
+    axes.set_title(title, loc="left", fontsize=12, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FRAME)
+    axes.tick_params(color=FRAME, labelcolor=INK, labelsize=10)
+    # Beside the axes, where it hides nothing; in the order in which the lines end.
     handles = sorted(ends, key=lambda line: -ends[line])
-    panel.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1.03), frameon=False)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1.03), frameon=False)

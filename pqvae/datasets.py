@@ -8,7 +8,6 @@ Nothing that is read here is ever unpickled, executed or extracted to disk. (CIF
 exception: its files are pickles, which torchvision reads only after checking their digest.)
 """
 
-import contextlib
 import glob
 import hashlib
 import http.client
@@ -19,7 +18,7 @@ import stat
 import sys
 import threading
 import urllib.error
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pqvae.cli import UserError
+from pqvae.files import one_process
 from pqvae.images import ImageError, decode_image
 from pqvae.shards import Sample, cache_root, is_image, list_shards
 
@@ -409,7 +409,7 @@ def _cifar10_samples() -> tuple[dict[Split, list[Sample]], tuple[str, ...]]:
         parts = read()
     except RuntimeError:  # not there yet, or damaged
         root.mkdir(parents=True, exist_ok=True)
-        with _one_process(root.with_name("cifar10.lock")):
+        with one_process(root.with_name("cifar10.lock")):
             try:
                 parts = read()  # another process may have been faster
             except RuntimeError:
@@ -444,17 +444,6 @@ def _download(url: str, read: Callable[[bool], T]) -> T:
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
-
-
-@contextlib.contextmanager
-def _one_process(path: Path) -> Iterator[None]:
-    """Wait until no other process is in this block with the same lock file."""
-    import fcntl  # Windows has none, and needs none for the other sources
-
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, even by a kill
-        yield
 
 
 # Decoding.

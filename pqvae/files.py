@@ -92,6 +92,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_process(path: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with the same lock file."""
+    with open(path, "w") as lock:
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, even by a kill
+        yield
+
+
 def write_json(path: Path, values: Any) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")

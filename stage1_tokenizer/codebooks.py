@@ -21,7 +21,7 @@ class CodebookLearner:
 
     Late positions that share directions have no entries to move. There it follows the covariance of
     the residual: the basis spans its principal directions after the L learned codes, and what it
-    is along each of them at a position decides the spreads (``water_filling``).
+    is along each of them at a position decides the spreads (``water_level``).
 
     The moving averages are kept unscaled, and as the quantizer's own vectors: instead of shrinking
     all sums at every step, newer residuals weigh more, and the factors make entries of the sums.

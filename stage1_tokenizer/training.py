@@ -95,9 +95,14 @@ def save_prefix_grid(
     return decoded
 
 
+def spread_indices(dataset: ImageDataset, count: int) -> Tensor:
+    """Indices of this many images from all over a data set, int64 (count,)."""
+    return torch.linspace(0, len(dataset) - 1, count).long()
+
+
 def spread(dataset: ImageDataset, count: int) -> Tensor:
     """This many images from all over a data set, uint8 (count, 3, H, W)."""
-    return dataset.images(torch.linspace(0, len(dataset) - 1, count).long())
+    return dataset.images(spread_indices(dataset, count))
 
 
 class TokenizerTask:
@@ -235,9 +240,8 @@ def measure_psnr(
     beam: int = 1,
 ) -> list[float]:
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
-    indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
     values = []
-    for chunk in indices.split(256):
+    for chunk in spread_indices(dataset, min(limit, len(dataset))).split(256):
         originals = dataset.images(chunk)
         decoded = reconstruct(tokenizer, originals, lengths, beam)
         values.append(torch.stack([psnr(images, originals) for images in decoded]))
@@ -252,8 +256,7 @@ def residual_shares(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> 
     """
     energies = torch.zeros(tokenizer.num_codes + 1)
     device = tokenizer.quantizer.scale.device
-    indices = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).long()
-    for chunk in indices.split(256):
+    for chunk in spread_indices(dataset, min(limit, len(dataset))).split(256):
         images = to_float(dataset.images(chunk)).to(device)
         latents = tokenizer.quantizer.normalize(tokenizer.encoder(images))
         energies += tokenizer.quantizer.quantize(latents)[1].energies().sum(1).cpu()

@@ -504,17 +504,21 @@ def write_damaged(base: Path, kind: str, good: int, size: int = SIZE) -> set[str
     return {name.rpartition(".")[0] for name in bad}
 
 
-@pytest.mark.parametrize("on_demand", [False, True], ids=["in memory", "on demand"])
+@pytest.fixture(params=[False, True], ids=["in memory", "on demand"])
+def on_demand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether images are decoded when they are asked for, instead of all at once."""
+    if request.param:
+        monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
+    return request.param
+
+
 @pytest.mark.parametrize("kind", ["folder", "shard"])
 def test_damaged_images_are_left_out_and_named_and_odd_ones_are_right(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     kind: str,
     on_demand: bool,
 ) -> None:
-    if on_demand:
-        monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
     odd = odd_but_readable()
     bad = write_damaged(tmp_path, kind, 800)
     total = 800 + len(odd) + len(bad)
@@ -559,7 +563,6 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("on_demand", [False, True], ids=["in memory", "on demand"])
 @pytest.mark.parametrize("kind", ["folder", "shard"])
 def test_training_goes_through_with_a_percent_of_damage_and_stops_with_one_line_above(
     tmp_path: Path,
@@ -569,8 +572,6 @@ def test_training_goes_through_with_a_percent_of_damage_and_stops_with_one_line_
     on_demand: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if on_demand:
-        monkeypatch.setattr(pqvae.datasets, "IN_MEMORY_BYTES", 0)
     odd = len(odd_but_readable())
     bad = len(write_damaged(tmp_path / "few", kind, 1300, size=16))
     assert train.main(["data.path=few", "out=run", *TINY]) == 0
