@@ -13,15 +13,16 @@ SCALE_SHARE = 0.05  # of the newest batch in the running standard deviation of t
 LEAST_GAIN = 1e-3  # of a position at the start, times the norm of a latent of unit variance
 TINY = 1e-30  # no smaller divisors; far above float32's limit
 SPLIT_STEP = 0.2  # from an entry in use towards one of its residuals, where a new one starts
-TURN_EVERY, SPREAD_EVERY = 50, 10  # updates, after which the basis and the spreads follow
+TURN_EVERY = 50  # updates, after which late positions follow the covariance
+LATE_GAINS = 0.5, 2.0  # of a late position, whose spreads should be right by themselves
 
 
 class CodebookLearner:
     """Moves the entries of a quantizer to the residuals that chose them, and revives unused ones.
 
-    Late positions that share directions have no entries to move. There it follows the covariance of
-    the residual: the basis spans its principal directions after the L learned codes, and what it
-    is along each of them at a position decides the spreads (``water_level``).
+    For late positions it follows the covariance of the residual after the L learned codes, too: the
+    basis spans its principal directions, and each position takes the ones along which the positions
+    before it have left most. Their residuals there, divided by the spreads, move the one codebook.
 
     The moving averages are kept unscaled, and as the quantizer's own vectors: instead of shrinking
     all sums at every step, newer residuals weigh more, and the factors make entries of the sums.
@@ -29,7 +30,7 @@ class CodebookLearner:
     """
 
     RESCALE_ABOVE = 1e6  # of the newest weight; far from float32's limits
-    TENSORS = ("gains", "norms", "counts", "recent", "window", "covariance", "variances")
+    TENSORS = ("gains", "norms", "counts", "recent", "window", "shared", "covariance", "reductions")
 
     def __init__(self, quantizer: ProgressiveQuantizer) -> None:
         self.quantizer = quantizer
@@ -41,9 +42,12 @@ class CodebookLearner:
         # an entry that nothing chooses any more would live on by its past.
         self.recent = torch.zeros_like(quantizer.factors)
         self.window = torch.zeros_like(quantizer.factors)
+        self.shared = torch.zeros_like(quantizer.shared)  # (K, n): sums, as the vectors are
         D, r = quantizer.basis.shape
         self.covariance = quantizer.basis.new_zeros((D, D) if r else (0, 0))  # of r_L
-        self.variances = torch.ones_like(quantizer.spreads)  # (N - L, r): of r_i along the basis
+        # (N - L,): what a late code leaves of the variance along the directions it describes.
+        bits = torch.tensor(quantizer.config.bits[quantizer.config.num_learned :])
+        self.reductions = 2 ** (-2 * bits / max(1, quantizer.spreads.shape[1]))
         self.updates = 0
 
     def decay(self, progress: float) -> float:
@@ -63,21 +67,24 @@ class CodebookLearner:
                 self.covariance.copy_(residual.T @ residual / len(residual))
                 self._turn(iterations=10)
                 residual = residual @ quantizer.basis
+                drawn = torch.randn(self.shared.shape, generator=generator)
+                self.shared.copy_(drawn * self.counts[L:].sum(0).unsqueeze(1)[: len(drawn)])
             if position < L:
                 self._fit(position, residual, generator, iterations)
-            else:
-                self.variances[position - L] = residual.square().mean(0)
-                self._spread()
             self.gains[position] = 1
             self._scale_entries()
             codes = quantizer.nearest(position, residual)
             if position > 0:
+                along = residual
                 # Where nothing is left to describe: above what rounding makes of it in `update`.
-                least = LEAST_GAIN * encoded.shape[1] ** 0.5
-                projections = (residual * quantizer.chosen(position, codes)).sum(1)
-                self.gains[position] = projections.mean().clamp_min(least)
+                limits = LEAST_GAIN * encoded.shape[1] ** 0.5, math.inf
+                if position >= L:
+                    along, limits = residual[:, quantizer.supports[position - L]], LATE_GAINS
+                entries = quantizer.chosen(position, codes)
+                projection = (along * entries).sum() / entries.square().sum().clamp_min(TINY)
+                self.gains[position] = projection.clamp(*limits)
                 self._scale_entries()
-            residual = residual - quantizer.chosen(position, codes)
+            quantizer.add(position, codes, residual, alpha=-1)
 
     def _fit(
         self, position: int, residual: Tensor, generator: torch.Generator, iterations: int
@@ -133,29 +140,39 @@ class CodebookLearner:
                 norms = torch.where(finite, norms, self.norms.view(-1)[uses[: len(rows)]])
             self.norms.view(-1).index_copy_(0, uses[: len(rows)], norms)
 
-        # |r - g d|^2 = |r|^2 - 2 g r.d + g^2: the mean projection r.d on the chosen directions.
+        # |r - g u|^2 = |r|^2 - 2 g r.u + g^2 |u|^2: the gain that would have left least.
         energies = residuals.energies().mean(1)
-        projections = (energies[:-1] - energies[1:] + self.gains**2) / (2 * self.gains)
+        squares = torch.ones_like(energies[1:])  # |u|^2, of early positions
+        squares[L:] = self.norms.gather(1, codes.T)[L:].square().mean(1).clamp_min(TINY)
+        falls = energies[:-1] - energies[1:]
+        projections = (falls / squares + self.gains**2) / (2 * self.gains)
         deviation = early[0].std() * quantizer.scale
         share, scale_share = torch.as_tensor(1 - decay), torch.as_tensor(SCALE_SHARE)
         if finite is not None:
             share, scale_share = share * finite, scale_share * finite
         share = share.to(projections)
         self.gains[1:] = self.gains[1:].lerp(projections[1:], share)
+        self.gains[L:] = self.gains[L:].clamp(*LATE_GAINS)
         quantizer.scale.lerp_(deviation, scale_share.to(deviation))
         if self.weight > self.RESCALE_ABOVE:
             quantizer.vectors /= self.weight
+            self.shared /= self.weight
             self.norms[:L] /= self.weight
             self.counts /= self.weight
             self.weight = 1.0
         if L < N:
+            along = late[:-1].gather(2, quantizer.supports.unsqueeze(1).expand(-1, len(codes), -1))
+            spreads = quantizer.spreads.unsqueeze(1)
+            whitened = torch.where(spreads == 0, 0, along / spreads)
+            with _deterministic(codes.device):
+                chosen = codes.T[L:].flatten()
+                self.shared.index_add_(0, chosen, whitened.flatten(0, 1), alpha=self.weight)
+            left = 1 - falls[L:] / along.square().sum(2).mean(1).clamp_min(TINY)
+            self.reductions.lerp_(left.clamp(0, 1), share)
             self.covariance.lerp_(early[L].T @ early[L] / codes.shape[0], share)
-            self.variances.lerp_(late[:-1].square().mean(1), share)
             self.updates += 1
             if self.updates % TURN_EVERY == 0:
                 self._turn()
-            if self.updates % SPREAD_EVERY == 0:
-                self._spread()
         self._scale_entries()
 
     @torch.no_grad()
@@ -203,29 +220,30 @@ class CodebookLearner:
 
     def _turn(self, iterations: int = 1) -> None:
         """Turn the basis towards the principal directions of r_L (orthogonal iteration)."""
-        before = basis = self.quantizer.basis.clone()
+        quantizer, basis = self.quantizer, self.quantizer.basis
         for _ in range(iterations):
             basis = torch.linalg.qr(self.covariance @ basis).Q
-        self.quantizer.basis.copy_(basis)
-        # The same covariances along the new directions, as far as they are diagonal.
-        self.variances.copy_(self.variances @ (before.T @ basis).square())
-
-    def _spread(self) -> None:
-        """Let the spreads of late positions follow the variances of their residuals."""
-        quantizer, L = self.quantizer, self.quantizer.config.num_learned
-        bits = torch.tensor(quantizer.config.bits[L:], device=self.variances.device)
-        deviations = (self.variances - water_level(self.variances, bits)).clamp_min(0).sqrt()
-        quantizer.spreads.copy_(deviations.copysign(quantizer.spreads))
-        norms = (deviations.square() @ quantizer.directions.square().T).sqrt()
-        self.norms[L:, : norms.shape[1]] = norms
+        quantizer.basis.copy_(basis)
+        variances = (basis * (self.covariance @ basis)).sum(0).clamp_min(0)
+        for late, reduction in enumerate(self.reductions):
+            most = variances.topk(quantizer.spreads.shape[1])
+            quantizer.supports[late] = most.indices
+            quantizer.spreads[late] = most.values.sqrt().copysign(quantizer.spreads[late])
+            variances[most.indices] *= reduction
 
     def _scale_entries(self) -> None:
-        """The first codebook is free: entries are means. Later ones share the position's norm."""
-        factors, biases = self.quantizer.factors, self.quantizer.biases
+        """The first codebook is free: entries are means. Other learned ones share a norm."""
+        quantizer, (L, K) = self.quantizer, (self.quantizer.config.num_learned, len(self.shared))
+        factors, biases = quantizer.factors, quantizer.biases
+        counts = self.counts[L:, :K].sum(0).clamp_min(TINY)
+        torch.div(self.shared, counts.unsqueeze(1), out=quantizer.shared)
+        self.norms[L:, :K] = (quantizer.spreads.square() @ quantizer.shared.square().T).sqrt()
         # Vectors of zero stay zero, and so does padding after many a rescaling.
         torch.div(self.gains.unsqueeze(1), self.norms.clamp_min(TINY), out=factors)
         torch.reciprocal(self.counts[0].clamp_min(TINY), out=factors[0])
+        factors[L:] = self.gains[L:].unsqueeze(1)
         biases[0] = (self.norms[0] * factors[0]).square() / 2
+        biases[L:] = (self.norms[L:] * factors[L:]).square() / 2
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that ``update`` and ``revive`` carry from step to step, besides the quantizer."""
@@ -237,27 +255,6 @@ class CodebookLearner:
         for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
         self.weight, self.updates = float(state["weight"]), int(state["updates"])
-
-
-def water_level(variances: Tensor, bits: Tensor) -> Tensor:
-    """Where reverse water-filling leaves independent Gaussians described by so many bits.
-
-    sum_j max(0, log2(v_j / level)) / 2 = bits (Cover & Thomas, "Elements of information theory",
-    10.3.3): what is above the level is described down to it, what is below not at all.
-
-    Args:
-        variances: (n, r), at least 0.
-        bits: (n,), above 0.
-
-    Returns:
-        The levels (n, 1).
-    """
-    logs = variances.clamp_min(TINY).log().sort(dim=1, descending=True).values
-    counts = torch.arange(1, logs.shape[1] + 1, device=logs.device)
-    # The level if the largest 1, 2, 3 ... variances were the ones above it.
-    levels = (logs.cumsum(1) - 2 * math.log(2) * bits.unsqueeze(1)) / counts
-    above = (logs > levels).sum(1, keepdim=True)  # true for the first so many
-    return levels.gather(1, above - 1).exp()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pqvae.loader import generator_for
-from stage1_tokenizer.codebooks import CodebookLearner, water_level
+from stage1_tokenizer.codebooks import LATE_GAINS, CodebookLearner
 from stage1_tokenizer.quantizer import (
     ProgressiveQuantizer,
     QuantizerConfig,
@@ -20,7 +20,8 @@ MIXED = (8, 3, 16, 2, 5)
 DIM = 6
 
 
-SHARING = {"learned_codes": 2, "rank": 4}  # of MIXED, the last three positions share directions
+# Of MIXED, the last three positions share a codebook of 16 entries.
+SHARING = {"learned_codes": 2, "rank": 5, "subspace": 3}
 
 
 def learner_of(sizes: tuple[int, ...], seed: int = 0, **config: Any) -> CodebookLearner:
@@ -36,8 +37,10 @@ def learner_of(sizes: tuple[int, ...], seed: int = 0, **config: Any) -> Codebook
     if settings.num_learned < len(sizes):
         basis = torch.randn(learner.quantizer.basis.shape, generator=generator)
         learner.quantizer.basis.copy_(torch.linalg.qr(basis).Q)
-        learner.variances.copy_(torch.rand(learner.variances.shape, generator=generator) + 0.5)
-        learner._spread()
+        latents = torch.randn(50, DIM, generator=generator)
+        learner.covariance.copy_(latents.T @ latents / 50)
+        learner._turn(iterations=0)
+        learner.shared.copy_(torch.randn(learner.shared.shape, generator=generator))
         learner._scale_entries()
     return learner
 
@@ -202,11 +205,11 @@ def test_beam_as_wide_as_the_tree_finds_the_nearest_sum_of_all() -> None:
     assert torch.equal(quantizer.search(latents, 60), every[distances.argmin(1)])
 
 
-def test_codes_that_share_directions_are_nearest_and_leave_what_is_said() -> None:
+def test_codes_that_share_a_codebook_are_nearest_and_leave_what_is_said() -> None:
     quantizer, latents = quantizer_of(MIXED, **SHARING), latents_of(60)
     codes, residuals = quantizer.quantize(latents)
     assert residuals.early.shape == (3, 60, DIM)
-    assert residuals.late.shape == (4, 60, 4)
+    assert residuals.late.shape == (4, 60, 5)
     residual = latents.double()
     for position in range(len(MIXED)):
         entries = entries_of(quantizer, position)
@@ -226,29 +229,38 @@ def test_codes_that_share_directions_are_nearest_and_leave_what_is_said() -> Non
     assert torch.allclose(residuals.after(lengths), torch.stack(rows), atol=1e-6)
 
 
-def test_entries_that_share_directions_have_one_norm_in_other_directions() -> None:
-    quantizer = quantizer_of((16,) * 4, learned_codes=1, rank=5)
-    codebooks = [entries_of(quantizer, position) for position in range(1, 4)]
-    for position, entries in enumerate(codebooks, 1):
-        norms = entries.norm(dim=1)
-        assert torch.allclose(norms, norms.mean().expand_as(norms), rtol=1e-5)
-        assert float(norms.mean()) == pytest.approx(1.5 / (position + 1), rel=1e-5)
-        inside = quantizer.basis.double() @ (quantizer.basis.double().T @ entries.T)
-        assert torch.allclose(inside.T, entries, atol=1e-6)
-    cosines = torch.nn.functional.cosine_similarity(codebooks[0], codebooks[1])
-    assert cosines.abs().mean() < 0.8  # the same code says something else at each position
+def test_entries_of_late_positions_lie_along_their_own_principal_directions() -> None:
+    quantizer = quantizer_of((16,) * 4, learned_codes=1, rank=5, subspace=2)
+    for late, position in enumerate(range(1, 4)):
+        columns = quantizer.basis[:, quantizer.supports[late]].double()
+        along = entries_of(quantizer, position) @ columns
+        assert torch.allclose(along @ columns.T, entries_of(quantizer, position), atol=1e-6)
+        spread = along / quantizer.spreads[late] / quantizer.factors[position, :16, None]
+        assert torch.allclose(spread, quantizer.shared.double(), atol=1e-5)
 
 
-def test_water_level_is_where_bits_run_out() -> None:
-    variances = torch.rand(7, 50, generator=generator_for(0)) ** 4 + 1e-6
-    bits = torch.tensor([0.1, 1, 2, 4, 8, 16, 200])
-    levels = water_level(variances, bits).double()
-    spent = (variances.double() / levels).clamp_min(1).log2().sum(1) / 2
-    assert torch.allclose(spent, bits.double(), rtol=1e-4)
-    even = water_level(torch.full((1, 8), 3.0), torch.tensor([8.0]))
-    assert float(even) == pytest.approx(3 * 2 ** (-2 * 8 / 8))
-    with_nothing = water_level(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]))
-    assert float(with_nothing) == pytest.approx(0.25)
+def test_every_late_position_takes_the_directions_where_most_is_left() -> None:
+    config = QuantizerConfig(
+        num_codes=5, codebook_sizes=(4, 4, 4, 16, 4), learned_codes=1, rank=4, subspace=2
+    )
+    learner = CodebookLearner(ProgressiveQuantizer(config, DIM))
+    quantizer = learner.quantizer
+    learner.covariance.copy_(torch.diag(torch.tensor([1, 9, 5, 3, 0, 0.1])))
+    learner.reductions.copy_(torch.tensor([0.5, 0.25, 0.5, 0.5]))
+    quantizer.basis.copy_(torch.eye(DIM, 4))
+    learner._turn(iterations=0)
+    # 1, 9, 5, 3 -> 1, 4.5, 2.5, 3 -> 1, 1.125, 2.5, 0.75 -> 1, 0.5625, 1.25, 0.75
+    assert quantizer.supports.tolist() == [[1, 2], [1, 3], [2, 1], [2, 0]]
+    expected = torch.tensor([[9, 5], [4.5, 3], [2.5, 1.125], [1.25, 1]])
+    assert torch.allclose(quantizer.spreads.square(), expected)
+
+
+def test_before_anything_is_known_a_late_code_is_worth_all_its_bits() -> None:
+    config = QuantizerConfig(
+        num_codes=4, codebook_sizes=(8, 8, 16, 4), learned_codes=1, rank=4, subspace=2
+    )
+    reductions = CodebookLearner(ProgressiveQuantizer(config, DIM)).reductions
+    assert reductions.tolist() == pytest.approx([1 / 8, 1 / 16, 1 / 4])  # 2^(-2 bits / 2)
 
 
 def test_late_positions_learn_the_covariance_and_do_nearly_as_well_on_new_latents() -> None:
@@ -261,7 +273,10 @@ def test_late_positions_learn_the_covariance_and_do_nearly_as_well_on_new_latent
 
     def trained(learned_codes: int) -> CodebookLearner:
         config = QuantizerConfig(
-            num_codes=16, codebook_sizes=(32,), learned_codes=learned_codes, rank=rank
+            num_codes=16,
+            codebook_sizes=(32,),
+            learned_codes=learned_codes,
+            rank=rank,
         )
         learner = CodebookLearner(ProgressiveQuantizer(config, dim))
         learner.initialize(batch(0), generator_for(2))
@@ -356,6 +371,47 @@ def test_entries_follow_plain_moving_averages() -> None:
         assert torch.allclose(
             entries_of(quantizer, position), entries[position], rtol=1e-3, atol=1e-4
         )
+
+
+def test_late_positions_follow_plain_moving_averages() -> None:
+    learner = learner_of(MIXED, **SHARING)
+    quantizer = learner.quantizer
+    learner.counts.fill_(1.0)
+    learner.shared *= 3  # sums over the three positions
+    learner._scale_entries()
+    sums, counts = learner.shared.double(), torch.full((16,), 3.0).double()
+    gains, reductions = learner.gains[2:].double(), learner.reductions.double()
+    rescaled = 0
+    for step in range(49):  # the directions stay the same until the 50th
+        decay = 0.5 + 0.2 * step / 49
+        codes, residuals = quantizer.quantize(latents_of(20, seed=100 + step))
+        entries = [entries_of(quantizer, position) for position in range(len(MIXED))]
+        weight_before = learner.weight
+        finite = (None, torch.tensor(True), torch.tensor(False))[step % 3]
+        learner.update(codes, residuals, decay, finite)
+        rescaled += learner.weight < weight_before
+
+        sums *= decay
+        counts *= decay
+        if finite is not None and not finite:
+            continue
+        for late, position in enumerate(range(2, 5)):
+            left = residuals.after(torch.full((20,), position)).double()
+            chosen = entries[position][codes[:, position]]
+            unscaled = chosen / gains[late]
+            gain = (left * unscaled).sum() / unscaled.square().sum()
+            columns = quantizer.basis[:, quantizer.supports[late]].double()
+            before, after = left @ columns, (left - chosen) @ columns
+            reduction = after.square().sum() / before.square().sum()
+            reductions[late] = decay * reductions[late] + (1 - decay) * reduction.clamp(0, 1)
+            gains[late] = (decay * gains[late] + (1 - decay) * gain).clamp(*LATE_GAINS)
+            for row, code in enumerate(codes[:, position].tolist()):
+                sums[code] += before[row] / quantizer.spreads[late]
+                counts[code] += 1
+    assert rescaled >= 1
+    assert torch.allclose(learner.gains[2:].double(), gains, rtol=1e-3)
+    assert torch.allclose(learner.reductions.double(), reductions, rtol=1e-3)
+    assert torch.allclose(quantizer.shared.double(), sums / counts[:, None], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -658,8 +714,9 @@ def test_bits_are_log2_of_the_codebook_sizes() -> None:
         ({"num_codes": 4, "codebook_sizes": (8, 8, 8)}, "codebook_sizes has 3 numbers"),
         ({"num_codes": 2, "codebook_sizes": (8, 1)}, "at least 2 each"),
         ({"num_codes": 2, "codebook_sizes": ()}, "codebook_sizes has 0 numbers"),
-        ({"learned_codes": 0}, "learned_codes and rank must be at least 1, not 0, 256"),
-        ({"rank": 0}, "learned_codes and rank must be at least 1, not 8, 0"),
+        ({"learned_codes": 0}, "learned_codes must be at least 1, not 0"),
+        ({"subspace": 0}, "subspace is 0, but must be 1 to rank, which is 256"),
+        ({"rank": 8}, "subspace is 16, but must be 1 to rank, which is 8"),
         ({"decay_start": 0.9, "decay_end": 0.8}, "decay_start and decay_end"),
         ({"decay_start": 0.9, "decay_end": 1.0}, "decay_start and decay_end"),
         ({"decay_start": 0.0, "decay_end": 0.9}, "decay_start and decay_end"),

@@ -520,7 +520,7 @@ def test_cut_tokenizer_run_ends_as_a_straight_one_to_the_bit(
 ) -> None:
     written = load_config(training.Config, tiny_run.tokenizer / "config.yaml", [])
     trainer = replace(written.trainer, steps=12, evaluate_every=4, log_every=2)
-    quantizer = replace(written.quantizer, revive_every=3, learned_codes=3, rank=8)
+    quantizer = replace(written.quantizer, revive_every=3, learned_codes=3, rank=8, subspace=4)
     straight = replace(
         written, out=str(tmp_path / "straight"), trainer=trainer, quantizer=quantizer
     )
