@@ -9,7 +9,8 @@ of the share of the time that is over, start-up included; the order of the image
 augmentation; the clipping of gradients; the weight of the commitment; the draw of the prefix that
 an image is decoded from. They differ in what stands between encoder and decoder.
 
-The baselines' codebooks are those of vector-quantize-pytorch: k-means start, moving averages,
+``gumbel`` is ours but for how codes and codebooks are trained: as PQ-VAE was first proposed. The
+other baselines' codebooks are those of vector-quantize-pytorch: k-means start, moving averages,
 revival. Trains on the train split, reports on the test split, and draws PSNR against bits beside
 the JSON file. Needs ``pip install -e '.[benchmarks,plots]'``.
 """
@@ -45,20 +46,21 @@ from pqvae.optim import adamw, learning_rate
 from pqvae.runtime import machine, versions
 from pqvae.stopping import Stopped
 from stage1_tokenizer.codebooks import CodebookLearner
-from stage1_tokenizer.objective import TokenizerObjective, draw_prefix_lengths
+from stage1_tokenizer.gumbel import GumbelLearner
+from stage1_tokenizer.objective import GumbelObjective, TokenizerObjective, draw_prefix_lengths
 from stage1_tokenizer.quantizer import QuantizerConfig, code_entropy_bits
 from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from stage1_tokenizer.training import PATCH_IMAGES, START_IMAGES, Config, residual_shares, spread
 
 # Ours as in configs/cifar10.yaml; all else that methods share as in stage 1's defaults.
 OURS = QuantizerConfig(num_codes=60, codebook_sizes=(256, 1024), learned_codes=12)
+GUMBEL = QuantizerConfig(num_codes=72, codebook_sizes=(256,), assignment="gumbel")
 OBJECTIVE, TRAINER, IMAGE_SIZE = Config().objective, Config().trainer, Config().data.image_size
 BATCH = TRAINER.batch_size
 BITS = 576  # of every method at its full length
 ENTRIES = 512  # of a baseline's codebook
 PLACES, CHANNELS = 64, 16  # of the encoder's 8x8 map
-COSTS = [round(bits) for bits in itertools.accumulate(OURS.bits)]  # of its prefixes
-# What these may cost where they are scored: powers of two, and the bits of the other methods' cuts.
+# What prefixes of ours may cost where they are scored: powers of two, and the other methods' bits.
 BUDGETS = (8, 9, 16, 18, 32, 36, 64, 72, 128, 144, 256, 288, 432, 512, BITS)
 BEAM = 8
 BEAM_PSNR = f"psnr_beam{BEAM}"  # our second PSNR
@@ -77,7 +79,8 @@ class Method(nn.Module):
         cuts: The prefix lengths that are scored, ascending; the last is the full one.
         bits: What each of them costs.
         sizes: Entries of the codebook at each position of ``codes``.
-        codebook_parameters: How many numbers codebooks are made of; no gradient trains them.
+        codebook_parameters: How many numbers codebooks are made of; only ``gumbel`` trains them by
+            gradient.
     """
 
     cuts: tuple[int, ...]
@@ -112,7 +115,9 @@ class Method(nn.Module):
         """Images from the first ``lengths`` (B,) pieces of each; here, from all of the places."""
         return self.decoder(rearrange(pieces, "b p c -> b (c p)"), lengths)
 
-    def loss(self, images: Tensor, lengths: Tensor) -> Tensor:
+    def loss(
+        self, images: Tensor, lengths: Tensor, progress: float, generator: torch.Generator
+    ) -> Tensor:
         """The loss of images (B, 3, H, W) in [-1, 1], decoded from prefixes of lengths (B,)."""
         pieces, _, commitment = self.quantize(images)
         return F.mse_loss(self.decode(pieces, lengths), images) + commitment
@@ -130,19 +135,36 @@ class Method(nn.Module):
         return self.quantize(images)[1].reshape(-1, len(self.sizes))
 
 
+def scored_prefixes(config: QuantizerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The longest prefix within each budget, and what each costs in bits."""
+    costs = [round(bits) for bits in itertools.accumulate(config.bits)]
+    cuts = sorted({bisect.bisect_right(costs, bits) for bits in BUDGETS})
+    return tuple(cuts), tuple(costs[cut - 1] for cut in cuts)
+
+
 class Progressive(Method):
     """Ours, as stage 1 trains it."""
 
-    cuts = tuple(sorted({bisect.bisect_right(COSTS, bits) for bits in BUDGETS}))
-    bits = tuple(COSTS[cut - 1] for cut in cuts)
+    config = OURS
+    cuts, bits = scored_prefixes(OURS)
     sizes = OURS.sizes
 
     def __init__(self) -> None:
         super().__init__()
+        # The networks of all methods, around another quantizer where this is not the shared one.
+        self.tokenizer = Tokenizer(TokenizerConfig(image_size=IMAGE_SIZE, quantizer=self.config))
+        self.tokenizer.encoder, self.tokenizer.decoder = self.encoder, self.decoder
         self.quantizer = self.tokenizer.quantizer
-        self.codebook_parameters = sum(part.numel() for part in self.quantizer.buffers())
-        self.learner = CodebookLearner(self.quantizer)
-        self.objective = TokenizerObjective(self.tokenizer, OBJECTIVE)
+        self.codebook_parameters = sum(
+            part.numel() for part in self.quantizer.state_dict().values()
+        )
+        self.learner = self.make_learner()
+
+    def make_learner(self) -> CodebookLearner:
+        return CodebookLearner(self.quantizer)
+
+    def objective(self, progress: float, generator: torch.Generator) -> TokenizerObjective:
+        return TokenizerObjective(self.tokenizer, OBJECTIVE)
 
     @torch.no_grad()
     def start(self, images: Tensor, generator: torch.Generator) -> None:
@@ -150,13 +172,16 @@ class Progressive(Method):
         encoded = torch.cat([self.encoder(part) for part in images.split(BATCH)])
         self.learner.initialize(encoded, generator)
 
-    def loss(self, images: Tensor, lengths: Tensor) -> Tensor:
-        losses, self.chosen, self.residuals = self.objective(images, lengths)
+    def loss(
+        self, images: Tensor, lengths: Tensor, progress: float, generator: torch.Generator
+    ) -> Tensor:
+        objective = self.objective(progress, generator)
+        losses, self.chosen, self.residuals = objective(images, lengths)
         return losses["loss"]
 
     def after_step(self, step: int, progress: float, generator: torch.Generator) -> None:
         self.learner.update(self.chosen, self.residuals, self.learner.decay(progress))
-        if (step + 1) % OURS.revive_every == 0:
+        if (step + 1) % self.config.revive_every == 0:
             self.learner.revive(self.chosen, self.residuals, generator)
 
     def decoded(self, images: Tensor, beam: int = 1) -> list[Tensor]:
@@ -165,6 +190,20 @@ class Progressive(Method):
 
     def codes(self, images: Tensor) -> Tensor:
         return self.tokenizer.encode(images)
+
+
+class Gumbel(Progressive):
+    """PQ-VAE as first proposed: random codes, entries learned by gradient, entropy terms."""
+
+    config = GUMBEL
+    cuts, bits = scored_prefixes(GUMBEL)
+    sizes = GUMBEL.sizes
+
+    def make_learner(self) -> CodebookLearner:
+        return GumbelLearner(self.quantizer)
+
+    def objective(self, progress: float, generator: torch.Generator) -> TokenizerObjective:
+        return GumbelObjective(self.tokenizer, OBJECTIVE, progress, generator)
 
 
 class SpatialVQ(Method):
@@ -296,6 +335,7 @@ METHODS: dict[str, type[Method]] = {
     "spatial-fsq": SpatialFSQ,
     "residual-vq": ResidualVQ,
     "registers": Registers,
+    "gumbel": Gumbel,
 }
 
 
@@ -331,7 +371,7 @@ def train(name: str, method: Method, images: TrainingImages, seconds: float) -> 
         generator = generator_for(images.seed, step, 3)
         batch, full = images(step), method.cuts[-1]
         lengths = draw_prefix_lengths(len(batch), full, OBJECTIVE.full_share, generator)
-        loss = method.loss(batch, lengths)
+        loss = method.loss(batch, lengths, progress, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(method.parameters(), TRAINER.clip_norm)

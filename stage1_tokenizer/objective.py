@@ -4,8 +4,9 @@
 
 With a Gaussian decoder the first bound rises as the squared error of image_k falls, so the error
 averaged over prefix lengths k raises the information about the image at every description length at
-once. Every image is decoded at one length: the full one half of the time, else one drawn uniformly
-(decoding each image at both costs half as much again and gains less at equal time).
+once. Every image is decoded at one length: mostly the full one, else one drawn uniformly (decoding
+each image at both costs half as much again and gains less at equal time). Short prefixes have large
+errors, which drown the others if drawn too often; without any, the full length is worse, too.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stage1_tokenizer.gumbel import GumbelQuantizer, gumbel_noise, temperature
 from stage1_tokenizer.quantizer import Residuals
 from stage1_tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
-    full_share: float = 0.5  # of the images are decoded from all codes, the others from a prefix
+    full_share: float = 0.8  # of the images are decoded from all codes, the others from a prefix
     commitment: float = 0.25  # weight of |f - f_N|^2: keeps the encoder near its codes
+    entropy_weight: float = 0.05  # of H(Z|X) - H(Z) of a code, in nats; assignment=gumbel only
 
     def __post_init__(self) -> None:
         if not 0 <= self.full_share <= 1:
@@ -58,7 +61,7 @@ class TokenizerObjective:
         """
         quantizer = self.tokenizer.quantizer
         latents = quantizer.normalize(self.tokenizer.encoder(images))
-        codes, residuals = quantizer.quantize(latents)
+        codes, residuals, scalars = self.quantize(latents)
         # f_k = f - r_k in value, and as far as the gradient is concerned, f.
         decoded = self.tokenizer.decoder(latents - residuals.after(prefix_lengths), prefix_lengths)
         mse = F.mse_loss(decoded.float(), images)
@@ -68,4 +71,50 @@ class TokenizerObjective:
         # |r_N|^2 / |f|^2: the share of the latent that the codes leave undescribed.
         energies = residuals.energies()
         losses["residual"] = (energies[-1] / energies[0]).mean()
+        return losses | scalars, codes, residuals
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Residuals, dict[str, Tensor]]:
+        """The codes of normalized latents (B, D), what they leave, and scalars to report."""
+        return *self.tokenizer.quantizer.quantize(latents), {}
+
+
+class GumbelObjective(TokenizerObjective):
+    """The same for ``assignment=gumbel``, at one step: codes are sampled, and their use rewarded.
+
+    Here the residuals pass gradients on, to entries and logits; what r_k passes to f is then just
+    what f_k = f - r_k does not. The entropy terms raise I(X; Z_i) = H(Z_i) - H(Z_i|X) of each code:
+    sure of every image, and different between images.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ObjectiveConfig,
+        progress: float,
+        generator: torch.Generator,
+    ) -> None:
+        """Prepare for a step at a progress in [0, 1]; the generator draws the noise."""
+        super().__init__(tokenizer, config)
+        self.temperature, self.generator = temperature(progress), generator
+
+    def __call__(
+        self, images: Tensor, prefix_lengths: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Residuals]:
+        losses, codes, residuals = super().__call__(images, prefix_lengths)
+        surplus = losses["conditional_entropy"] - losses["marginal_entropy"]
+        losses["loss"] = losses["loss"] + self.config.entropy_weight * surplus
         return losses, codes, residuals
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Residuals, dict[str, Tensor]]:
+        quantizer = self.tokenizer.quantizer
+        assert isinstance(quantizer, GumbelQuantizer)
+        sizes = quantizer.config.sizes
+        noise = gumbel_noise((len(sizes), len(latents), max(sizes)), self.generator)
+        codes, residuals, (conditional, marginal) = quantizer.sample(
+            latents, noise.to(latents.device), self.temperature
+        )
+        return (
+            codes,
+            residuals,
+            {"conditional_entropy": conditional, "marginal_entropy": marginal},
+        )

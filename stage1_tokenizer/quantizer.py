@@ -20,12 +20,14 @@ the residual is:
 In few dimensions a code also says more for its bits: of 1,024 directions among very many dimensions
 the nearest is worth 76% of them, of 1,024 vectors of 16 dimensions 80%, and it is found sooner.
 
-What is learned is learned by moving averages, never by gradient: see ``codebooks.py``.
+What is learned is learned by moving averages, never by gradient: see ``codebooks.py``. To compare
+with, ``gumbel.py`` does it by gradient, as PQ-VAE was first proposed.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,8 @@ class QuantizerConfig:
     decay_end: float = 0.9997  # ... and at its end; 1 - decay falls geometrically between
     revive_below: float = 0.1  # entries used less than this share of the mean start anew ...
     revive_every: int = 100  # ... judged by their use in the last so many steps
+    assignment: Literal["nearest", "gumbel"] = "nearest"  # gumbel: every position has entries of
+    # its own, learned by gradient (gumbel.py); of the above, only revive_every plays a part then
 
     def __post_init__(self) -> None:
         if self.num_codes < 1:
@@ -66,13 +70,15 @@ class QuantizerConfig:
     @property
     def sizes(self) -> tuple[int, ...]:
         """K_i of every position, N numbers."""
-        sizes, N, L = self.codebook_sizes, self.num_codes, self.num_learned
+        sizes, N = self.codebook_sizes, self.num_codes
+        L = min(self.learned_codes, N)
         return sizes if len(sizes) == N else sizes[:1] * L + sizes[-1:] * (N - L)
 
     @property
     def num_learned(self) -> int:
         """L: positions with entries of their own; the other N - L share a codebook."""
-        return min(self.learned_codes, self.num_codes)
+        N = self.num_codes
+        return N if self.assignment == "gumbel" else min(self.learned_codes, N)
 
     @property
     def bits(self) -> tuple[float, ...]:

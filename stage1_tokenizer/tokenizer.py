@@ -13,6 +13,7 @@ from pqvae.config import config_from_dict, config_to_dict
 from pqvae.pretrained import load_model, save_model
 from stage1_tokenizer.decoder import Decoder
 from stage1_tokenizer.encoder import ArchitectureConfig, Encoder
+from stage1_tokenizer.gumbel import GumbelQuantizer
 from stage1_tokenizer.quantizer import ProgressiveQuantizer, QuantizerConfig
 
 
@@ -36,7 +37,9 @@ class Tokenizer(nn.Module):
         self.config = config
         shape = config.architecture.latent_shape(config.image_size)
         self.encoder = Encoder(config.architecture)
-        self.quantizer = ProgressiveQuantizer(config.quantizer, math.prod(shape))
+        gumbel = config.quantizer.assignment == "gumbel"
+        kind = GumbelQuantizer if gumbel else ProgressiveQuantizer
+        self.quantizer: ProgressiveQuantizer = kind(config.quantizer, math.prod(shape))
         self.decoder = Decoder(config.architecture, shape, config.quantizer.num_codes)
         self.content_hash = ""  # set by save_pretrained and from_pretrained
         self.to(memory_format=torch.channels_last)  # several times faster convolutions on CPUs

@@ -20,7 +20,9 @@ from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.trainer import Evaluation, TrainerConfig, open_run, train
 from stage1_tokenizer.codebooks import CodebookLearner
 from stage1_tokenizer.encoder import ArchitectureConfig
+from stage1_tokenizer.gumbel import GumbelLearner
 from stage1_tokenizer.objective import (
+    GumbelObjective,
     ObjectiveConfig,
     TokenizerObjective,
     draw_prefix_lengths,
@@ -110,6 +112,12 @@ class TokenizerTask:
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
+        self.gumbel = config.quantizer.assignment == "gumbel"
+        if self.gumbel and ranks.count() * config.trainer.accumulate > 1:
+            raise UserError(  # H(Z) is that of the whole batch
+                "quantizer.assignment=gumbel takes each batch in one piece: "
+                "train in one process, with trainer.accumulate=1"
+            )
         self.train_images, self.val_images, self.test_images = (
             open_dataset(config.data, split) for split in ("train", "val", "test")
         )
@@ -126,8 +134,8 @@ class TokenizerTask:
         self.model: nn.Module = self.tokenizer
         self.networks: Sequence[nn.Module] = (self.tokenizer.encoder, self.tokenizer.decoder)
         self.curves: Mapping[str, Sequence[str]] = CURVES
-        self.learner = CodebookLearner(self.tokenizer.quantizer)
-        self.objective = TokenizerObjective(self.tokenizer, config.objective)
+        kind = GumbelLearner if self.gumbel else CodebookLearner
+        self.learner: CodebookLearner = kind(self.tokenizer.quantizer)
         trainer = config.trainer
         self.images = TrainingImages(
             self.train_images, config.data, trainer.batch_size, trainer.seed
@@ -161,9 +169,17 @@ class TokenizerTask:
             self.config.objective.full_share,
             generator_for(self.config.trainer.seed, step, 3),
         )
-        losses, codes, residuals = self.objective(images, lengths[part].to(images.device))
+        objective = self.objective_at(step)
+        losses, codes, residuals = objective(images, lengths[part].to(images.device))
         self._seen.append((codes, residuals))
         return losses
+
+    def objective_at(self, step: int) -> TokenizerObjective:
+        if not self.gumbel:
+            return TokenizerObjective(self.tokenizer, self.config.objective)
+        progress = step / self.config.trainer.steps
+        noise = generator_for(self.config.trainer.seed, step, 5)
+        return GumbelObjective(self.tokenizer, self.config.objective, progress, noise)
 
     def after_step(self, step: int, finite: Tensor) -> None:
         codes, residuals = self.whole_batch()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytest.importorskip("vector_quantize_pytorch")
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "tokenizers.py"
-NAMES = ("ours", "spatial-vq", "spatial-fsq", "residual-vq", "registers")
+NAMES = ("ours", "spatial-vq", "spatial-fsq", "residual-vq", "registers", "gumbel")
 specification = importlib.util.spec_from_file_location("benchmarks_tokenizers", PATH)
 assert specification is not None and specification.loader is not None
 benchmark: Any = importlib.util.module_from_spec(specification)
@@ -90,13 +90,13 @@ def test_gradients_reach_every_parameter(
 ) -> None:
     method = copy.deepcopy(methods[name]).train()
     lengths = torch.arange(len(images)) % method.cuts[-1] + 1
-    method.loss(images, lengths).backward()
+    method.loss(images, lengths, 0.0, generator_for(1)).backward()
     for key, parameter in method.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", ["ours", "residual-vq"])
+@pytest.mark.parametrize("name", ["ours", "gumbel", "residual-vq"])
 def test_codes_after_a_cut_are_not_seen(
     name: str, methods: Mapping[str, Any], images: Tensor
 ) -> None:
@@ -104,7 +104,7 @@ def test_codes_after_a_cut_are_not_seen(
     kept = method.cuts[1]
     with torch.inference_mode():
         before = method.decoded(images)
-        if name == "ours":
+        if name in ("ours", "gumbel"):
             method.quantizer.vectors[kept:].normal_()
         else:
             for level in method.levels[kept:]:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -515,12 +515,23 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     assert left == ["config.yaml", "lock", "notes.tmp", "state"]
 
 
+@pytest.mark.parametrize("assignment", ["nearest", "gumbel"])
 def test_cut_tokenizer_run_ends_as_a_straight_one_to_the_bit(
-    tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    assignment: Literal["nearest", "gumbel"],
+    tiny_run: "TinyRun",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written = load_config(training.Config, tiny_run.tokenizer / "config.yaml", [])
     trainer = replace(written.trainer, steps=12, evaluate_every=4, log_every=2)
-    quantizer = replace(written.quantizer, revive_every=3, learned_codes=3, rank=8, subspace=4)
+    quantizer = replace(
+        written.quantizer,
+        assignment=assignment,
+        revive_every=3,
+        learned_codes=3,
+        rank=8,
+        subspace=4,
+    )
     straight = replace(
         written, out=str(tmp_path / "straight"), trainer=trainer, quantizer=quantizer
     )
