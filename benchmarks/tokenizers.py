@@ -53,7 +53,7 @@ from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
 from stage1_tokenizer.training import PATCH_IMAGES, START_IMAGES, Config, residual_shares, spread
 
 # Ours as in configs/cifar10.yaml; all else that methods share as in stage 1's defaults.
-OURS = QuantizerConfig(num_codes=60, codebook_sizes=(256, 1024), learned_codes=12)
+OURS = QuantizerConfig(num_codes=58, codebook_sizes=(256, 1024), learned_codes=2)
 GUMBEL = QuantizerConfig(num_codes=72, codebook_sizes=(256,), assignment="gumbel")
 OBJECTIVE, TRAINER, IMAGE_SIZE = Config().objective, Config().trainer, Config().data.image_size
 BATCH = TRAINER.batch_size
