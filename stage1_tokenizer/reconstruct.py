@@ -8,7 +8,7 @@ from pqvae.cli import Parser, UserError, command, positive_int
 
 EXAMPLES = """\
   python -m stage1_tokenizer.reconstruct photo.jpg
-  python -m stage1_tokenizer.reconstruct photo.jpg --beam 8
+  python -m stage1_tokenizer.reconstruct photo.jpg --refine 8
   python -m stage1_tokenizer.reconstruct a.png b.png --tokenizer runs/photos --out strips.png"""
 
 
@@ -28,6 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=1,
         metavar="B",
         help="width of the search for better codes (default: 1, greedy); takes B times as long",
+    )
+    add(
+        "--refine",
+        type=positive_int,
+        default=0,
+        metavar="R",
+        help="times to correct the codes by what they decode to (default: none)",
     )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     args = parser.parse_args(argv)
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
     images = torch.stack(originals)
     lengths = prefix_grid(tokenizer.num_codes)
-    rows = save_prefix_grid(args.out, tokenizer, images, lengths, args.beam)
+    rows = save_prefix_grid(args.out, tokenizer, images, lengths, args.beam, args.refine)
     values = torch.stack([psnr(row, images) for row in rows], dim=1)
     for path, row in zip(args.images, values, strict=True):
         text = "  ".join(f"{k}:{value:.2f}" for k, value in zip(lengths, row, strict=True))

@@ -35,7 +35,8 @@ PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
 START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 RESIDUAL_IMAGES = 4096  # of a split at most, for what prefixes leave of the latents
-BEAM = 8  # of the second PSNR in result.json
+# Width of the beam and steps of refinement behind each PSNR in result.json.
+SEARCHES = {"psnr": (1, 0), "psnr_beam8": (8, 0), "psnr_refine8": (1, 8)}
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
 
 CURVES = {
@@ -72,23 +73,28 @@ def prefix_grid(num_codes: int) -> list[int]:
 
 @torch.inference_mode()
 def reconstruct(
-    tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1
+    tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1, refine: int = 0
 ) -> Tensor:
     """Images decoded from prefixes of their codes: uint8 (B, 3, H, W) -> (lengths, B, 3, H, W)."""
     device = tokenizer.quantizer.scale.device
-    codes = tokenizer.encode(to_float(images).to(device), beam)
+    codes = tokenizer.encode(to_float(images).to(device), beam, refine)
     return torch.stack([to_uint8(tokenizer.decode(codes[:, :k])).cpu() for k in lengths])
 
 
 def save_prefix_grid(
-    path: Path, tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1
+    path: Path,
+    tokenizer: Tokenizer,
+    images: Tensor,
+    lengths: Sequence[int],
+    beam: int = 1,
+    refine: int = 0,
 ) -> list[Tensor]:
     """Draw uint8 images (B, 3, H, W), a row each, at every prefix length, the original last.
 
     Returns:
         The reconstructions, uint8 (B, 3, H, W), one for each length.
     """
-    decoded = list(reconstruct(tokenizer, images, lengths, beam))
+    decoded = list(reconstruct(tokenizer, images, lengths, beam, refine))
     bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
     captions = [f"k={k}, {bits[k - 1]:.0f} bits" for k in lengths]
     columns = torch.stack([*decoded, images], dim=1).flatten(0, 1)
@@ -254,12 +260,13 @@ def measure_psnr(
     lengths: Sequence[int],
     limit: int,
     beam: int = 1,
+    refine: int = 0,
 ) -> list[float]:
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
     values = []
     for chunk in spread_indices(dataset, min(limit, len(dataset))).split(256):
         originals = dataset.images(chunk)
-        decoded = reconstruct(tokenizer, originals, lengths, beam)
+        decoded = reconstruct(tokenizer, originals, lengths, beam, refine)
         values.append(torch.stack([psnr(images, originals) for images in decoded]))
     return torch.cat(values, dim=1).mean(1).tolist()
 
@@ -291,10 +298,9 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     """The final figures of the kept model, on the test split and on training codes."""
     tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
     test_images = task.test_images
-    beams = {"psnr": 1, f"psnr_beam{BEAM}": BEAM}
     values = {
-        name: measure_psnr(tokenizer, test_images, task.lengths, len(test_images), beam)
-        for name, beam in beams.items()
+        name: measure_psnr(tokenizer, test_images, task.lengths, len(test_images), beam, refine)
+        for name, (beam, refine) in SEARCHES.items()
     }
     residuals = [
         residual_shares(tokenizer, images, RESIDUAL_IMAGES)
@@ -346,7 +352,8 @@ def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
     result = report(task, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
-    for name, search in (("psnr", "greedy codes"), (f"psnr_beam{BEAM}", f"beam {BEAM}")):
+    for name, (beam, refine) in SEARCHES.items():
+        search = f"beam {beam}" if beam > 1 else f"refine {refine}" if refine else "greedy codes"
         text = "  ".join(f"{k}:{value:.2f}" for k, value in result[name].items())
         print(f"test PSNR in dB by prefix length, {search}  {text}")
     again = "" if out == Config().out else f" tokenizer={out} out={out}-prior"
