@@ -30,24 +30,27 @@ class CodebookLearner:
     """
 
     RESCALE_ABOVE = 1e6  # of the newest weight; far from float32's limits
-    TENSORS = ("gains", "norms", "counts", "recent", "window", "shared", "covariance", "reductions")
+    TENSORS = ("gains", "norms", "counts", "recent", "window")
+    TENSORS += ("shared", "covariance", "reductions", "deviations")
 
     def __init__(self, quantizer: ProgressiveQuantizer) -> None:
         self.quantizer = quantizer
         self.weight = 1.0  # of a residual that arrives now
-        self.gains = torch.ones_like(quantizer.factors[:, 0])  # (N,): the norm a position shares
-        self.norms = torch.ones_like(quantizer.factors)  # (N, K): of the vectors
-        self.counts = torch.ones_like(quantizer.factors)  # (N, K): of residuals in each vector
+        sizes = quantizer.config.sizes
+        ones = torch.ones(len(sizes), max(sizes), device=quantizer.scale.device)
+        self.gains = ones[:, 0].clone()  # (N,): the norm that the entries of a position share
+        self.norms = ones.clone()  # (N, K): of the vectors
+        self.counts = ones.clone()  # (N, K): of residuals in each vector
         # Uses in the present window and in the one before. The averages remember too long for this:
         # an entry that nothing chooses any more would live on by its past.
-        self.recent = torch.zeros_like(quantizer.factors)
-        self.window = torch.zeros_like(quantizer.factors)
+        self.recent, self.window = torch.zeros_like(ones), torch.zeros_like(ones)
         self.shared = torch.zeros_like(quantizer.shared)  # (K, n): sums, as the vectors are
         D, r = quantizer.basis.shape
         self.covariance = quantizer.basis.new_zeros((D, D) if r else (0, 0))  # of r_L
         # (N - L,): what a late code leaves of the variance along the directions it describes.
         bits = torch.tensor(quantizer.config.bits[quantizer.config.num_learned :])
-        self.reductions = 2 ** (-2 * bits / max(1, quantizer.spreads.shape[1]))
+        self.reductions = (2 ** (-2 * bits / max(1, quantizer.spreads.shape[1]))).to(ones)
+        self.deviations = quantizer.spreads.clone()  # (N - L, n): the spreads before the gains
         self.updates = 0
 
     def decay(self, progress: float) -> float:
@@ -162,8 +165,8 @@ class CodebookLearner:
             self.weight = 1.0
         if L < N:
             along = late[:-1].gather(2, quantizer.supports.unsqueeze(1).expand(-1, len(codes), -1))
-            spreads = quantizer.spreads.unsqueeze(1)
-            whitened = torch.where(spreads == 0, 0, along / spreads)
+            deviations = self.deviations.unsqueeze(1)
+            whitened = torch.where(deviations == 0, 0, along / deviations)
             with _deterministic(codes.device):
                 chosen = codes.T[L:].flatten()
                 self.shared.index_add_(0, chosen, whitened.flatten(0, 1), alpha=self.weight)
@@ -226,24 +229,26 @@ class CodebookLearner:
         quantizer.basis.copy_(basis)
         variances = (basis * (self.covariance @ basis)).sum(0).clamp_min(0)
         for late, reduction in enumerate(self.reductions):
-            most = variances.topk(quantizer.spreads.shape[1])
+            most = variances.topk(self.deviations.shape[1])
             quantizer.supports[late] = most.indices
-            quantizer.spreads[late] = most.values.sqrt().copysign(quantizer.spreads[late])
+            self.deviations[late] = most.values.sqrt().copysign(self.deviations[late])
             variances[most.indices] *= reduction
 
     def _scale_entries(self) -> None:
         """The first codebook is free: entries are means. Other learned ones share a norm."""
-        quantizer, (L, K) = self.quantizer, (self.quantizer.config.num_learned, len(self.shared))
+        quantizer, gains = self.quantizer, self.gains.unsqueeze(1)
         factors, biases = quantizer.factors, quantizer.biases
+        L, K = factors.shape
+        # Vectors of zero stay zero, and so does padding after many a rescaling.
+        torch.div(gains[:L], self.norms[:L, :K].clamp_min(TINY), out=factors)
+        torch.reciprocal(self.counts[0, :K].clamp_min(TINY), out=factors[0])
+        biases[0, :K] = (self.norms[0, :K] * factors[0]).square() / 2
+        K = len(self.shared)
         counts = self.counts[L:, :K].sum(0).clamp_min(TINY)
         torch.div(self.shared, counts.unsqueeze(1), out=quantizer.shared)
-        self.norms[L:, :K] = (quantizer.spreads.square() @ quantizer.shared.square().T).sqrt()
-        # Vectors of zero stay zero, and so does padding after many a rescaling.
-        torch.div(self.gains.unsqueeze(1), self.norms.clamp_min(TINY), out=factors)
-        torch.reciprocal(self.counts[0].clamp_min(TINY), out=factors[0])
-        factors[L:] = self.gains[L:].unsqueeze(1)
-        biases[0] = (self.norms[0] * factors[0]).square() / 2
-        biases[L:] = (self.norms[L:] * factors[L:]).square() / 2
+        self.norms[L:, :K] = (self.deviations.square() @ quantizer.shared.square().T).sqrt()
+        torch.mul(self.deviations, gains[L:], out=quantizer.spreads)
+        biases[L:] = (self.norms[L:] * gains[L:]).square() / 2
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that ``update`` and ``revive`` carry from step to step, besides the quantizer."""

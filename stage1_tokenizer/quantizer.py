@@ -15,7 +15,7 @@ few images to be more than noise there; so the last positions share one codebook
 Each describes the residual along those of its principal directions where most is left, spread as
 the residual is:
 
-    e_i[c] ~ U_i (s_i * z_c)      U_i (D, n) orthonormal, s_i (n,), z_c (n,)
+    e_i[c] = U_i (s_i * z_c)      U_i (D, n) orthonormal, s_i (n,), z_c (n,)
 
 In few dimensions a code also says more for its bits: of 1,024 directions among very many dimensions
 the nearest is worth 76% of them, of 1,024 vectors of 16 dimensions 80%, and it is found sooner.
@@ -110,11 +110,11 @@ class ProgressiveQuantizer(nn.Module):
     """Latents (B, D) <-> codes (B, N), by nearest entry and subtraction; float32 throughout."""
 
     vectors: Tensor  # (L, K, D): entry c of an early position i is factors[i, c] * vectors[i, c]
-    shared: Tensor  # (K, n): of a late one factors[i, c] * U_i @ (spreads[i] * shared[c])
+    shared: Tensor  # (K, n): of a late one U_i @ (spreads[i] * shared[c])
     supports: Tensor  # int64 (N - L, n): the columns of the basis that make U_i
     spreads: Tensor  # (N - L, n), with signs that make the entries of each position others
     basis: Tensor  # (D, r), orthonormal
-    factors: Tensor  # (N, K)
+    factors: Tensor  # (L, K)
     biases: Tensor  # (N, K): half the squared norm where norms differ
     scale: Tensor  # (): the running standard deviation of the encoder's output
 
@@ -131,7 +131,7 @@ class ProgressiveQuantizer(nn.Module):
         self.register_buffer("supports", torch.arange(subspace).repeat(N - L, 1))
         self.register_buffer("spreads", signs)
         self.register_buffer("basis", torch.eye(dim, rank))
-        self.register_buffer("factors", torch.ones(N, max(sizes)))
+        self.register_buffer("factors", torch.ones(L, max(sizes[:L])))
         self.register_buffer("biases", torch.zeros(N, max(sizes)))
         self.register_buffer("scale", torch.ones(()))
 
@@ -143,11 +143,10 @@ class ProgressiveQuantizer(nn.Module):
 
     def chosen(self, position: int, codes: Tensor) -> Tensor:
         """Entries by their codes (...): float32 (..., D), of a late position (..., n)."""
-        factors = self.factors[position][codes].unsqueeze(-1)
         late = position - self.config.num_learned
         if late < 0:
-            return self.vectors[position][codes] * factors
-        return self.shared[codes] * self.spreads[late] * factors
+            return self.vectors[position][codes] * self.factors[position][codes].unsqueeze(-1)
+        return self.shared[codes] * self.spreads[late]
 
     def add(self, position: int, codes: Tensor, sums: Tensor, alpha: float = 1) -> None:
         """Add entries by their codes (...) to sums (..., D or r), in place."""
@@ -167,14 +166,13 @@ class ProgressiveQuantizer(nn.Module):
     def scores(self, position: int, residual: Tensor) -> Tensor:
         """How near the entries of a position are to each residual (B, D or r): float32 (B, K_i)."""
         late, size = position - self.config.num_learned, self.config.sizes[position]
+        biases = self.biases[position, :size]
+        # |r - e|^2 = |r|^2 - 2 (r.e - |e|^2 / 2): the nearest entry has the highest score.
         if late < 0:
             projections = residual @ self.vectors[position, :size].T
-        else:
-            along = residual.index_select(1, self.supports[late])
-            projections = (along * self.spreads[late]) @ self.shared[:size].T
-        # |r - e|^2 = |r|^2 - 2 (r.e - |e|^2 / 2): the nearest entry has the highest score.
-        biases, factors = self.biases[position, :size], self.factors[position, :size]
-        return torch.addcmul(-biases, projections, factors)
+            return torch.addcmul(-biases, projections, self.factors[position, :size])
+        along = residual.index_select(1, self.supports[late]) * self.spreads[late]
+        return torch.addmm(biases, along, self.shared[:size].T, beta=-1)
 
     def nearest(self, position: int, residual: Tensor) -> Tensor:
         """The entry of a position nearest to each residual (B, D or r): int64 (B,)."""

@@ -104,8 +104,11 @@ def test_codes_after_a_cut_are_not_seen(
     kept = method.cuts[1]
     with torch.inference_mode():
         before = method.decoded(images)
-        if name in ("ours", "gumbel"):
-            method.quantizer.factors[kept:] *= 2
+        if name == "ours":
+            method.quantizer.spreads[kept - len(method.quantizer.vectors) :] = 1
+        elif name == "gumbel":
+            method.quantizer.factors[kept:] = 1
+            method.quantizer.vectors[kept:].normal_()
         else:
             for level in method.levels[kept:]:
                 level.codebook.normal_()

@@ -235,8 +235,8 @@ def test_entries_of_late_positions_lie_along_their_own_principal_directions() ->
         columns = quantizer.basis[:, quantizer.supports[late]].double()
         along = entries_of(quantizer, position) @ columns
         assert torch.allclose(along @ columns.T, entries_of(quantizer, position), atol=1e-6)
-        spread = along / quantizer.spreads[late] / quantizer.factors[position, :16, None]
-        assert torch.allclose(spread, quantizer.shared.double(), atol=1e-5)
+        whitened = along / quantizer.spreads[late]
+        assert torch.allclose(whitened, quantizer.shared.double(), atol=1e-5)
 
 
 def test_every_late_position_takes_the_directions_where_most_is_left() -> None:
@@ -252,7 +252,7 @@ def test_every_late_position_takes_the_directions_where_most_is_left() -> None:
     # 1, 9, 5, 3 -> 1, 4.5, 2.5, 3 -> 1, 1.125, 2.5, 0.75 -> 1, 0.5625, 1.25, 0.75
     assert quantizer.supports.tolist() == [[1, 2], [1, 3], [2, 1], [2, 0]]
     expected = torch.tensor([[9, 5], [4.5, 3], [2.5, 1.125], [1.25, 1]])
-    assert torch.allclose(quantizer.spreads.square(), expected)
+    assert torch.allclose(learner.deviations.square(), expected)
 
 
 def test_before_anything_is_known_a_late_code_is_worth_all_its_bits() -> None:
@@ -406,7 +406,7 @@ def test_late_positions_follow_plain_moving_averages() -> None:
             reductions[late] = decay * reductions[late] + (1 - decay) * reduction.clamp(0, 1)
             gains[late] = (decay * gains[late] + (1 - decay) * gain).clamp(*LATE_GAINS)
             for row, code in enumerate(codes[:, position].tolist()):
-                sums[code] += before[row] / quantizer.spreads[late]
+                sums[code] += before[row] / learner.deviations[late]
                 counts[code] += 1
     assert rescaled >= 1
     assert torch.allclose(learner.gains[2:].double(), gains, rtol=1e-3)

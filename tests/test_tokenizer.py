@@ -107,7 +107,6 @@ def test_refined_codes_decode_better_and_never_worse(
     alone = torch.cat([tiny_tokenizer.encode(image[None], refine=8) for image in images[:16]])
     # Rounding may depend on the batch, and a step near a tie then ends at another code.
     assert (alone == refined[:16]).all(1).sum() >= 14
-    assert all(parameter.grad is None for parameter in tiny_tokenizer.parameters())
     with pytest.raises(ValueError, match="refine is -1, but must be at least 0"):
         tiny_tokenizer.encode(images, refine=-1)
 
