@@ -70,8 +70,9 @@ class CodebookLearner:
                 self.covariance.copy_(residual.T @ residual / len(residual))
                 self._turn(iterations=10)
                 residual = residual @ quantizer.basis
-                drawn = torch.randn(self.shared.shape, generator=generator)
-                self.shared.copy_(drawn * self.counts[L:].sum(0).unsqueeze(1)[: len(drawn)])
+                # Gaussian vectors at first; sums, as many residuals as each counts.
+                self.shared.copy_(torch.randn(self.shared.shape, generator=generator))
+                self.shared *= self.counts[L:, : len(self.shared)].sum(0).unsqueeze(1)
             if position < L:
                 self._fit(position, residual, generator, iterations)
             self.gains[position] = 1
