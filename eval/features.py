@@ -1,4 +1,4 @@
-"""Images to Inception features, in chunks that are cached by what they were computed from."""
+"""Images to features of a network, in chunks that are cached by what they were computed from."""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from eval.extractors import Inception
+from eval.extractors import Extractor
 from eval.trunk import tensors_digest
 from pqvae.files import atomic_path
 from pqvae.logs import Progress
@@ -36,12 +36,17 @@ class Images(Protocol):
 class Features:
     """Features of N images."""
 
-    pool: Tensor  # float32 (N, 2048)
+    pool: Tensor  # float32 (N, D)
     logits: Tensor | None  # float32 (N, 1008), without bias; None where the classifier is missing
     content_hash: str  # sha256 of the pixels, in order
 
     def __len__(self) -> int:
         return len(self.pool)
+
+    def where(self, chosen: Tensor) -> "Features":
+        """The features of some of the images, named by bool (N,)."""
+        logits = None if self.logits is None else self.logits[chosen]
+        return Features(self.pool[chosen], logits, "")
 
 
 def default_cache() -> Path:
@@ -50,7 +55,7 @@ def default_cache() -> Path:
 
 
 def extract(
-    inception: Inception,
+    extractor: Extractor,
     images: Images,
     indices: Sequence[int],
     *,
@@ -62,7 +67,7 @@ def extract(
     """Compute the features of the images named, or find them in the cache.
 
     Args:
-        inception: The feature network; it is moved to ``device``.
+        extractor: The feature network; it is moved to ``device``.
         images: Where the pixels come from.
         indices: Which images, in which order. A prefix of the same order finds its chunks again.
         device: Where the network runs. The features depend on it by rounding only.
@@ -71,39 +76,39 @@ def extract(
         label: What the images are, for the progress bar.
     """
     batch_size = batch_size or (8 if device.type == "cpu" else 64)
-    inception.network.to(device)
+    extractor.network.to(device)
     progress = Progress(label, len(indices))
     content = hashlib.sha256()
     chunks: list[dict[str, Tensor]] = []
     for start in range(0, len(indices), CHUNK):
         pixels = images.images(indices[start : start + CHUNK]).contiguous()
         content.update(pixels.numpy().data)
-        path = None if cache is None else cache / f"{_key(pixels, inception)}.safetensors"
-        chunk = None if path is None else _load(path, len(pixels), inception.has_logits)
+        path = None if cache is None else cache / f"{_key(pixels, extractor)}.safetensors"
+        chunk = None if path is None else _load(path, len(pixels), extractor.has_logits)
         if chunk is None:
-            chunk = _compute(inception, pixels, device, batch_size, progress)
+            chunk = _compute(extractor, pixels, device, batch_size, progress)
             if path is not None and not _store(path, chunk):
                 cache = None
         else:
             progress.skip(len(pixels))
         chunks.append(chunk)
     progress.close()
-    logits = torch.cat([chunk["logits"] for chunk in chunks]) if inception.has_logits else None
+    logits = torch.cat([chunk["logits"] for chunk in chunks]) if extractor.has_logits else None
     return Features(torch.cat([chunk["pool"] for chunk in chunks]), logits, content.hexdigest())
 
 
 def _compute(
-    inception: Inception,
+    extractor: Extractor,
     pixels: Tensor,
     device: torch.device,
     batch_size: int,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    names = ("pool", "logits") if inception.has_logits else ("pool",)
+    names = ("pool", "logits") if extractor.has_logits else ("pool",)
 
     def run(batch: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            return tuple(output.cpu() for output in inception.network(batch.to(device)))
+            return tuple(output.cpu() for output in extractor.network(batch.to(device)))
 
     # On CPUs, a batch a core is a quarter faster than one batch on all cores.
     threads = torch.get_num_threads()
@@ -128,9 +133,9 @@ def _compute(
     }
 
 
-def _key(pixels: Tensor, inception: Inception) -> str:
+def _key(pixels: Tensor, extractor: Extractor) -> str:
     version = importlib.metadata.version("torch-fidelity")
-    origin = (inception.name, inception.weights_digest, version, *map(str, pixels.shape))
+    origin = (extractor.name, extractor.weights_digest, version, *map(str, pixels.shape))
     digest = hashlib.sha256("\n".join(origin).encode())
     digest.update(pixels.numpy().data)
     return digest.hexdigest()

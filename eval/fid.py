@@ -7,19 +7,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from eval.extractors import EXTRACTORS
 from pqvae.cli import Parser, UserError, command, positive_int
-
-if TYPE_CHECKING:
-    from eval.samples import Samples
-    from pqvae.datasets import DataConfig
 
 METRICS = ("fid", "kid", "isc", "prc")
 
 EXAMPLES = """\
   python -m eval.fid
-  python -m eval.fid --samples runs/samples --n 2000 --reference-n 2000 --metrics fid,kid,prc
+  python -m eval.fid --extractor lite0
+  python -m eval.fid --n 2000 --reference-n 2000 --metrics fid,kid,prc --by-class
+  python -m eval.fid --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
   python -m eval.fid --samples my/pictures --reference emoji --json my-scores.json"""
 
 
@@ -29,41 +27,66 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     started = time.monotonic()
     metrics = _metrics(args.metrics)
-    output = args.json or args.samples / "fid.json"
-    if args.json and not output.parent.is_dir():
-        raise UserError(f"--json {output}: there is no folder {output.parent}")
+    if args.export_reference and "fid" not in metrics:
+        raise UserError("--export-reference needs fid among the --metrics")
+    output = args.json or _default_output(args.samples)
+    for option, file in (("--json", output), ("--export-reference", args.export_reference)):
+        if file is not None and args.samples.exists() and not file.parent.is_dir():
+            raise UserError(f"{option} {file}: there is no folder {file.parent}")
 
-    from eval.extractors import load_inception
+    from eval.extractors import load_extractor
     from eval.features import default_cache
-    from eval.report import format_report, write_report
-    from eval.samples import open_samples
-    from eval.scoring import open_floor, score
+    from eval.report import format_report, make_report, write_report
+    from eval.samples import open_samples, reference_config
+    from eval.scoring import columns, open_floor, score
+    from eval.statistics import read_statistics, write_statistics
     from pqvae.datasets import open_dataset
     from pqvae.runtime import select_device
 
     device = select_device(args.device)
     samples = open_samples(args.samples, args.n)
-    reference = _reference_config(samples, args.reference)
-    train, test = open_dataset(reference, "train"), open_floor(reference)
-    inception = load_inception(args.weights)
-    report = score(
+    published = Path(args.reference) if (args.reference or "").endswith(".npz") else None
+    if published is None:
+        config = reference_config(samples, args.reference)
+        reference, test = open_dataset(config, "train"), open_floor(config)
+        extractor = load_extractor(args.extractor, args.weights)
+    else:
+        extractor = load_extractor(args.extractor, args.weights)
+        reference, test = read_statistics(published, extractor), None
+    result = score(
         samples,
-        train,
+        reference,
         test,
-        inception,
+        extractor,
         metrics,
+        by_class=args.by_class,
         reference_n=args.reference_n,
         device=device,
         batch_size=args.batch_size,
         cache=default_cache(),
+    )
+    report = make_report(
+        result.rows,
+        result.facts,
+        result.notes,
+        device=device,
         command=shlex.join(["python", "-m", "eval.fid", *arguments]),
         started=started,
     )
-    print(format_report(report), flush=True)
+    print(format_report(report, columns(extractor)), flush=True)
     write_report(report, output)
-    grid = samples.folder / "grid.png"
+    if args.export_reference and result.reference is not None:
+        write_statistics(args.export_reference, result.reference, extractor)
+        print(f"\nwrote {args.export_reference}: mean and covariance of the reference")
+    grid = args.samples / "grid.png"
     look = f"look at {grid} beside it" if grid.is_file() else "look at the pictures beside it"
     print(f"\nwrote {output}; a score is not a picture: {look}")
+
+
+def _default_output(samples: Path) -> Path:
+    if samples.suffix in (".npz", ".tar"):
+        return samples.with_name(f"{samples.stem}-fid.json")
+    return samples / "fid.json"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,12 +101,20 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("runs/samples"),
         metavar="DIR",
-        help="folder of sampling.generate, or of PNG or JPEG files (default: %(default)s)",
+        help="folder of sampling.generate, of PNG or JPEG files or of shards; or an .npz file "
+        "(default: %(default)s)",
     )
     add(
         "--reference",
         metavar="DATA",
-        help="emoji, cifar10, a folder or a glob of shards (default: the tokenizer's own data)",
+        help="emoji, cifar10, a folder or a glob of shards, or an .npz file of mu and sigma "
+        "(default: the tokenizer's own data)",
+    )
+    add(
+        "--export-reference",
+        type=Path,
+        metavar="FILE",
+        help="write mu and sigma of the reference to this .npz file",
     )
     add("--n", type=positive_int, metavar="N", help="score the first N samples (default: all)")
     add(
@@ -98,11 +129,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"of {','.join(METRICS)} (default: %(default)s)",
     )
+    add("--by-class", action="store_true", help="also FID and KID of each class")
+    add(
+        "--extractor",
+        choices=EXTRACTORS,
+        default="inception",
+        help="lite0: a small network, in seconds; its scores are fd_lite0, kd_lite0, no FID",
+    )
     add(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="weights of the FID Inception (default: the cache, a download, or the package)",
+        help="weights of the network (default: the cache, a download, or the package)",
     )
     add("--json", type=Path, metavar="FILE", help="the report (default: DIR/fid.json)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)")
@@ -118,27 +156,6 @@ def _metrics(text: str) -> tuple[str, ...]:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(METRICS)}"
             raise UserError(f"--metrics: no metric {name!r}; {hint}")
     return names
-
-
-def _reference_config(samples: "Samples", path: str | None) -> "DataConfig":
-    from pqvae.config import config_from_dict
-    from pqvae.datasets import DataConfig
-
-    record = samples.folder / "samples.json"
-    data = samples.record.get("data", {})
-    if not isinstance(data, dict):
-        raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
-    if path is None and not data:
-        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
-    if path is not None and data.get("path") != path:
-        data = {"path": path, "image_size": samples.size}
-    config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
-    if config.image_size != samples.size:
-        raise UserError(
-            f"{samples.folder}: the images have {samples.size} pixels a side, but {record} says "
-            f"{config.image_size}; generate the samples anew"
-        )
-    return config
 
 
 if __name__ == "__main__":

@@ -2,11 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
 from torch_fidelity.metric_isc import (
     KEY_METRIC_ISC_MEAN,
     KEY_METRIC_ISC_STD,
@@ -18,12 +13,14 @@ from torch_fidelity.metric_kid import (
     kid_features_to_metric,
 )
 from torch_fidelity.metric_prc import (
+    KEY_METRIC_F_SCORE,
     KEY_METRIC_PRECISION,
     KEY_METRIC_RECALL,
     prc_features_to_metric,
 )
 
 from eval.features import Features
+from eval.statistics import Statistics, frechet_distance, statistics_of
 
 # Each metric with the fewest images for which its formula is defined.
 FEWEST = {"fid": 2, "kid": 2, "isc": 10, "prc": 4}
@@ -31,41 +28,42 @@ METRIC_SEED = 2020  # torch-fidelity's default; KID's subsets and IS's splits ar
 KID_SUBSET_SIZE = 1000  # or all images where there are fewer
 
 
-def compute(metrics: Sequence[str], images: Features, reference: Features) -> dict[str, float]:
+def compute(
+    metrics: Sequence[str],
+    images: Features,
+    reference: Features | None,
+    statistics: Statistics | None = None,
+) -> dict[str, float]:
     """Score images against a reference.
 
     Args:
         metrics: Of "fid", "kid", "isc", "prc"; "isc" needs logits and no reference.
         images: Features of the images to be scored.
-        reference: Features of real images.
+        reference: Features of real images; None where "fid" and "isc" are all that is asked for.
+        statistics: Of the reference, where they are known; "fid" needs no more.
 
     Returns:
         "fid"; "kid" over 100 subsets of "kid_subset_size" images, with "kid_std" unless a subset is
-        the whole set; "isc" and "isc_std" over
-        10 splits; "precision" and "recall" with balls to the third neighbour. Those asked for.
+        the whole set; "isc" and "isc_std" over 10 splits; "precision" and "recall" with balls to
+        the third neighbour, and "f_score", their harmonic mean. Those asked for.
     """
     scores: dict[str, float] = {}
     for metric in metrics:
-        match metric:
-            case "fid":
-                scores |= {"fid": frechet_distance(images, reference)}
-            case "kid":
-                scores |= _kid(images, reference)
-            case "isc":
-                scores |= _isc(images)
-            case "prc":
-                scores |= _prc(images, reference)
-            case _:
-                raise ValueError(f"no metric {metric!r}")
+        if metric == "isc":
+            scores |= _isc(images)
+        elif metric == "fid" and statistics is not None:
+            scores["fid"] = frechet_distance(statistics_of(images), statistics)
+        elif reference is None:
+            raise ValueError(f"{metric} needs features of the reference")
+        elif metric == "fid":
+            scores["fid"] = frechet_distance(statistics_of(images), statistics_of(reference))
+        elif metric == "kid":
+            scores |= _kid(images, reference)
+        elif metric == "prc":
+            scores |= _prc(images, reference)
+        else:
+            raise ValueError(f"no metric {metric!r}")
     return scores
-
-
-def frechet_distance(images: Features, reference: Features) -> float:
-    """FID, with means and covariances in float64."""
-    first, second = (
-        fid_features_to_statistics(features.pool.double()) for features in (images, reference)
-    )
-    return fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID]
 
 
 def _kid(images: Features, reference: Features) -> dict[str, float]:
@@ -99,4 +97,8 @@ def _prc(images: Features, reference: Features) -> dict[str, float]:
         save_cpu_ram=True,
         verbose=False,
     )
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
+    return {
+        "precision": found[KEY_METRIC_PRECISION],
+        "recall": found[KEY_METRIC_RECALL],
+        "f_score": found[KEY_METRIC_F_SCORE],
+    }

@@ -1,82 +1,100 @@
-"""A score with everything that decided it, as a table for people and as JSON."""
+"""Numbers with everything that decided them: as a table for people, as JSON for programs."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
+import importlib.metadata
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pqvae.files import write_json
+from pqvae.runtime import versions
 
-# Score, its deviation, its name in the table, digits after the point.
-_ROWS = (
-    ("fid", None, "FID", 2),
-    ("kid", "kid_std", "KID", 5),
-    ("isc", "isc_std", "IS", 2),
-    ("precision", None, "precision", 3),
-    ("recall", None, "recall", 3),
-)
+HEX_SHOWN = 16  # digits of a digest in the text; the JSON has them all
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How one value of each row is shown."""
+
+    key: str
+    title: str
+    digits: int = 2  # after the point
+    deviation: str | None = None  # key of its standard deviation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    scores: dict[str, float]  # of the samples
-    floor: dict[str, float]  # of held-out real images, the best that is to be expected; or empty
-    samples: str  # folder
-    samples_n: int
-    samples_total: int  # images in the folder
-    samples_hash: str  # sha256 of the scored pixels, in order
-    sampler: dict[str, Any]  # samples.json; empty for a plain folder of images
-    reference: str
-    reference_hash: str  # content hash of the whole split
-    reference_split: str
-    reference_n: int
-    reference_total: int  # images in the split
-    floor_n: int  # images of the test split; 0 without a floor
-    extractor: str
-    weights: str
-    weights_digest: str  # sha256 of the weights file
-    resize: str
-    dtype: str
-    metric_seed: int
-    subset_seed: int  # draws the images of the reference and of the floor
+    rows: tuple[dict[str, Any], ...]  # what was measured: a row for each thing that was
+    facts: dict[str, dict[str, Any]]  # what decided it: images, models, networks, settings, seeds
+    notes: tuple[str, ...]
     device: str
     versions: dict[str, str]
     command: str
     seconds: float
-    notes: tuple[str, ...]
 
 
-def format_report(report: Report) -> str:
-    """The table and the protocol, as text without a final newline."""
-    floor = bool(report.floor)
-    lines = [_line("", "samples", "floor (test split)" if floor else "")]
-    lines.append(_line("images", f"{report.samples_n:,}", f"{report.floor_n:,}" if floor else ""))
-    for key, deviation, name, digits in _ROWS:
-        if key in report.scores:
-            cells = [_cell(scores, key, deviation, digits) for scores in _columns(report)]
-            lines.append(_line(name, *cells))
-    settings = report.sampler.get("settings")
-    protocol = {
-        "samples": f"{report.samples}, {_of(report.samples_n, report.samples_total)}, "
-        f"sha256 {report.samples_hash[:16]}",
-        "sampler": f"seed {report.sampler.get('seed')}, {json.dumps(settings)}" if settings else "",
-        "reference": f"{report.reference}, "
-        f"{_of(report.reference_n, report.reference_total, report.subset_seed)}, "
-        f"content {report.reference_hash[:16]}",
-        "floor": "the test split against the same reference: what real images score"
-        if floor
-        else "",
-        "extractor": f"{report.extractor}, {report.weights}, sha256 {report.weights_digest[:16]}",
-        "protocol": f"resized to {report.resize}; {report.dtype}; seed {report.metric_seed}"
-        + _kid_subsets(report),
-        "computed": f"on {report.device} in {report.seconds:.0f} s; "
-        + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+def make_report(
+    rows: Sequence[dict[str, Any]],
+    facts: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str] = (),
+    *,
+    device: object,
+    command: str,
+    started: float,
+) -> Report:
+    """A report of what has just been measured.
+
+    Args:
+        rows: A row for each thing measured, by the keys of ``Column``.
+        facts: What decided the numbers, by subject; facts that are None or empty are left out.
+        notes: Sentences on how to read them.
+        device: Where it was computed.
+        command: What to type to have the same again.
+        started: ``time.monotonic()`` when the command began.
+    """
+    kept = {
+        subject: {name: fact for name, fact in about.items() if fact not in (None, "", {}, ())}
+        for subject, about in facts.items()
     }
+    return Report(
+        rows=tuple(rows),
+        facts={subject: about for subject, about in kept.items() if about},
+        notes=tuple(notes),
+        device=str(device),
+        versions={**versions(), "torch-fidelity": importlib.metadata.version("torch-fidelity")},
+        command=command,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def format_report(report: Report, columns: Sequence[Column]) -> str:
+    """The table and what decided it, as text without a final newline.
+
+    Args:
+        report: What was measured.
+        columns: Of the table; one that no row has a value for is left out.
+    """
+    shown = [column for column in columns if any(column.key in row for row in report.rows)]
+    cells = [[column.title for column in shown]]
+    cells += [[_cell(row, column) for column in shown] for row in report.rows]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(shown))]
+    lines = [
+        "  ".join(
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    about = {subject: _sentence(facts) for subject, facts in report.facts.items()}
+    about["computed"] = f"on {report.device} in {report.seconds:.0f} s; " + ", ".join(
+        f"{name} {version}" for name, version in report.versions.items()
+    )
+    width = max(len(subject) for subject in about)
     lines.append("")
-    lines += [f"{name:<10} {text}" for name, text in protocol.items() if text]
-    lines += [f"{'note':<10} {note}" for note in report.notes]
+    lines += [f"{subject:<{width}}  {text}" for subject, text in about.items()]
+    lines += [f"{'note':<{width}}  {note}" for note in report.notes]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -85,28 +103,33 @@ def write_report(report: Report, path: Path) -> None:
     write_json(path, dataclasses.asdict(report))
 
 
-def _columns(report: Report) -> tuple[Mapping[str, float], ...]:
-    return (report.scores, report.floor) if report.floor else (report.scores,)
-
-
-def _line(name: str, *cells: str) -> str:
-    return f"{name:<10}" + "".join(f"{cell:>22}" for cell in cells)
-
-
-def _cell(scores: Mapping[str, float], key: str, deviation: str | None, digits: int) -> str:
-    if key not in scores:
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    value = row.get(column.key)
+    if value is None:
         return "-"
-    text = f"{scores[key]:.{digits}f}"
-    return f"{text} ± {scores[deviation]:.{digits}f}" if deviation in scores else text
+    text = _value(value, column.digits)
+    deviation = row.get(column.deviation) if column.deviation else None
+    return text if deviation is None else f"{text} ± {_value(deviation, column.digits)}"
 
 
-def _of(n: int, total: int, seed: int | None = None) -> str:
-    if n == total:
-        return f"all {n:,} images"
-    chosen = "the first" if seed is None else f"a subset (seed {seed}) of"
-    return f"{chosen} {n:,} of {total:,} images"
+def _sentence(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_fact(fact)}" for name, fact in facts.items())
 
 
-def _kid_subsets(report: Report) -> str:
-    sizes = [f"{scores['kid_subset_size']:,}" for scores in _columns(report) if "kid" in scores]
-    return f"; KID over 100 subsets of {' and '.join(sizes)}" if sizes else ""
+def _fact(fact: Any) -> str:
+    if isinstance(fact, str) and len(fact) == 64 and set(fact) <= set("0123456789abcdef"):
+        return fact[:HEX_SHOWN]
+    if isinstance(fact, Mapping):
+        return f"({_sentence(fact)})"
+    if isinstance(fact, list | tuple):
+        return " ".join(_fact(one) for one in fact)
+    if isinstance(fact, float):
+        return f"{fact:g}"
+    # A seed such as 2020 is no quantity.
+    return _value(fact, 0) if isinstance(fact, int) and fact >= 10_000 else str(fact)
+
+
+def _value(value: Any, digits: int) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"

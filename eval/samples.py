@@ -1,77 +1,175 @@
-"""A folder of generated images as the scores read it: ``images/*.png`` with ``samples.json``."""
+"""Generated images as the scores read them: a folder, WebDataset shards, or an ``.npz`` file."""
 
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pqvae.cli import UserError
+from pqvae.config import config_from_dict
+from pqvae.datasets import DataConfig
 from pqvae.files import read_json
-from pqvae.images import ImageError, decode_image
+from pqvae.images import FORMATS, ImageError, decode_image
+from pqvae.shards import Sample, list_shards
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Square images of one size, in the order of their names."""
+    """Square images of one size; in a folder, in the order of their names."""
 
-    folder: Path
-    files: tuple[Path, ...]
-    total: int  # images in the folder; ``files`` may be the first of them
+    path: Path
+    read: Callable[[int], Tensor]  # uint8 (3, size, size); UserError for a damaged image
+    n: int
+    total: int  # images at ``path``; the n may be the first of them
     size: int  # height and width in pixels
-    record: dict[str, Any]  # samples.json; empty for a plain folder of images
+    record: dict[str, Any]  # samples.json; empty where there is none
+    labels: tuple[str, ...] | None  # name or number of the class of each of the n images
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self.n
 
     def images(self, indices: Sequence[int], /) -> Tensor:
-        """Decode images, uint8 (B, 3, size, size).
+        """Images by number, uint8 (B, 3, size, size).
 
         Raises:
-            UserError: A file is damaged or has another size; the message names it.
+            UserError: One is damaged; the message names it.
         """
-        return torch.stack([self._read(self.files[index]) for index in indices])
-
-    def _read(self, path: Path) -> Tensor:
-        try:
-            return decode_image(path.read_bytes(), self.size)
-        except ImageError as error:
-            raise _unusable(path, str(error)) from error
+        return torch.stack([self.read(index) for index in indices])
 
 
-def open_samples(folder: Path, n: int | None = None) -> Samples:
-    """Open a folder of samples, and check that every file is an image of the same size.
+def open_samples(path: Path, n: int | None = None) -> Samples:
+    """Open samples, and check that every one is an image of the same size.
 
     Args:
-        folder: Written by ``sampling.generate``, or any folder of PNG or JPEG files.
+        path: A folder of ``sampling.generate``, of PNG or JPEG files, or of shards; a ``.tar``
+            shard; or an ``.npz`` file whose first array is uint8 (N, H, W, 3), and whose second,
+            where there is one, holds class numbers (Dhariwal & Nichol 2021).
         n: Use the first n only.
+
+    Raises:
+        UserError: There are no samples, fewer than n, or ones that differ in size.
     """
-    if not folder.is_dir():
+    if path.suffix == ".npz":
+        return _open_array(path, n)
+    if not path.is_dir() and path.suffix != ".tar":
         raise UserError(
-            f"{folder}: no such folder; `python -m sampling.generate --n 10000 --out {folder}` "
-            "fills it, or name a folder of PNG or JPEG files"
+            f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
+            "fills it, or name a folder of PNG or JPEG files, of shards, or an .npz file"
         )
-    record = _read_record(folder / "samples.json")
-    images = folder / "images" if record or (folder / "images").is_dir() else folder
-    found = images.iterdir() if images.is_dir() else ()
-    files = [path for path in found if path.suffix.lower() in SUFFIXES]
-    files.sort(key=lambda path: (len(path.name), path.name))  # 1000000.png after 999999.png
+    record = _read_record(path / "samples.json")
+    folder = path / "images" if (path / "images").is_dir() else path
+    files = list(_encoded(folder))
     if not files:
-        raise UserError(f"{images}: no PNG or JPEG files; `python -m sampling.generate` makes some")
+        raise UserError(f"{folder}: no PNG or JPEG files; `python -m sampling.generate` makes some")
     total = len(files)
     planned = record.get("n", total)
     if not record.get("complete", True) or planned != total:
-        print(f"warning: {folder} is incomplete: {total} of {planned} samples", file=sys.stderr)
+        print(f"warning: {path} is incomplete: {total} of {planned} samples", file=sys.stderr)
+    files = files[: _count(folder, n, total)]
+    size = _common_size(files)
+    return Samples(
+        path,
+        lambda index: _decode(files[index], size),
+        len(files),
+        total,
+        size,
+        record,
+        _labels(files, record),
+    )
+
+
+def reference_config(samples: Samples, path: str | None) -> DataConfig:
+    """The data that samples are to be compared with: ``path``, else what their record names.
+
+    Raises:
+        UserError: Neither names data, or the sizes differ.
+    """
+    record = samples.path / "samples.json"
+    data = samples.record.get("data", {})
+    if not isinstance(data, dict):
+        raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
+    if path is None and not data:
+        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
+    if path is not None and data.get("path") != path:
+        data = {"path": path, "image_size": samples.size}
+    config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
+    if config.image_size != samples.size:
+        raise UserError(
+            f"{samples.path}: the images have {samples.size} pixels a side, but {record} says "
+            f"{config.image_size}; generate the samples anew"
+        )
+    return config
+
+
+def _open_array(path: Path, n: int | None) -> Samples:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[key] for key in file.files]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        raise UserError(f"{path}: not an .npz file of images, or damaged") from error
+    shape = arrays[0].shape if arrays else ()
+    if not (
+        len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and arrays[0].dtype == np.uint8
+    ):
+        found = f"{arrays[0].dtype} {shape}" if arrays else "missing"
+        raise UserError(f"{path}: its first array must be uint8 (N, size, size, 3), not {found}")
+    pixels = torch.from_numpy(arrays[0]).permute(0, 3, 1, 2)
+    n = _count(path, n, len(pixels))
+    labels = arrays[1] if len(arrays) > 1 and arrays[1].shape == (len(pixels),) else None
+    return Samples(
+        path,
+        lambda index: pixels[index],
+        n,
+        len(pixels),
+        pixels.shape[2],
+        {},
+        None if labels is None else tuple(str(label) for label in labels[:n]),
+    )
+
+
+def _count(path: Path, n: int | None, total: int) -> int:
     if n is not None and n > total:
-        raise UserError(f"--n {n}: {images} holds {total} images")
-    files = files[:n]
-    return Samples(folder, tuple(files), total, _common_size(files), record)
+        raise UserError(f"--n {n}: {path} holds {total} images")
+    return total if n is None else n
+
+
+def _encoded(path: Path) -> Iterator[Sample]:
+    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
+    if shards:
+        yield from list_shards(shards, shards[0].parent)[0]
+        return
+    files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+    for file in sorted(files, key=lambda file: (len(file.name), file.name)):  # 1000000 last
+        yield Sample(str(file), None, file, 0, file.stat().st_size)
+
+
+def _labels(files: Sequence[Sample], record: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class of each sample: from its shard, else drawn again as ``sampling.generate`` did."""
+    if all(file.label is not None for file in files):
+        return tuple(file.label or "" for file in files)
+    settings, counts = record.get("settings", {}), record.get("class_counts")
+    if settings.get("class") is not None:
+        return (settings["class"],) * len(files)
+    if not counts:
+        return None
+    from sampling.sampler import class_labels  # imports the prior, and only here
+
+    # By the number in the name: an incomplete folder has gaps.
+    numbers = torch.tensor([int(Path(file.key).stem) for file in files])
+    classes = class_labels(record["seed"], numbers, tuple(counts.values()))
+    names = list(counts)
+    return tuple(names[index] for index in classes.tolist())
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -83,30 +181,41 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _common_size(files: Sequence[Path]) -> int:
+def _common_size(files: Sequence[Sample]) -> int:
     first = _size(files[0])
     if first[0] != first[1]:
-        raise UserError(f"{files[0]}: {first[0]}x{first[1]} pixels; the samples must be square")
-    for path in files[1:]:
-        size = _size(path)
+        raise UserError(
+            f"{files[0].place}: {first[0]}x{first[1]} pixels; the samples must be square"
+        )
+    for file in files[1:]:
+        size = _size(file)
         if size != first:
             raise UserError(
-                f"{path}: {size[0]}x{size[1]} pixels, but {files[0].name} is {first[0]}x{first[1]};"
-                " all samples must have one size"
+                f"{file.place}: {size[0]}x{size[1]} pixels, but {Path(files[0].key).name} is "
+                f"{first[0]}x{first[1]}; all samples must have one size"
             )
     return first[0]
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(file: Sample) -> tuple[int, int]:
+    # A file's header is a few bytes of it; a shard's member has to be read.
+    lone = isinstance(file.source, Path) and file.offset == 0
     try:
-        with Image.open(path) as image:  # reads the header only
+        source = file.source if lone else io.BytesIO(file.read())
+        with Image.open(source, formats=FORMATS) as image:
             return image.size
     except PermissionError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        empty = path.stat().st_size == 0
-        raise _unusable(path, "empty file" if empty else "not an image") from error
+        raise _unusable(file, "empty file" if file.size == 0 else "not an image") from error
 
 
-def _unusable(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: {reason}; remove the file or generate it anew")
+def _decode(file: Sample, size: int) -> Tensor:
+    try:
+        return decode_image(file.read(), size)
+    except ImageError as error:
+        raise _unusable(file, str(error)) from error
+
+
+def _unusable(file: Sample, reason: str) -> UserError:
+    return UserError(f"{file.place}: {reason}; remove the file or generate it anew")

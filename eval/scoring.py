@@ -1,24 +1,56 @@
 """The score of samples: against the train split, with the test split's own score as the floor."""
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch_fidelity.version import __version__ as torch_fidelity_version
+from torch import Tensor
 
-from eval.extractors import WEIGHTS_FILE, Inception
+from eval.extractors import Extractor, extractor_facts
 from eval.features import Features, Images, extract
+from eval.inception import WEIGHTS_FILE
 from eval.metrics import FEWEST, METRIC_SEED, compute
-from eval.report import Report
+from eval.report import Column
 from eval.samples import Samples
+from eval.statistics import Statistics, statistics_of
+from eval.tokenized import data_facts, subset
 from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
-from pqvae.runtime import versions
 
-FEATURES = 2048  # fewer images than this leave FID's covariance singular
-SUBSET_SEED = 0  # fixed, so that every run draws the same reference images and finds them cached
+FLOOR = "floor: test split"
+FEWEST_OF_CLASS = 10  # images, on both sides; fewer say nothing of a class
+TITLES = (  # of the standard Inception's scores; another network's have its name at their end
+    Column("fid", "FID", 2),
+    Column("kid", "KID", 5, "kid_std"),
+    Column("isc", "IS", 2, "isc_std"),
+    Column("precision", "precision", 3),
+    Column("recall", "recall", 3),
+    Column("f_score", "F", 3),
+)
+
+
+def columns(extractor: Extractor) -> list[Column]:
+    """The columns of the table, by the names that the network's scores bear."""
+    shown = [Column("subject", ""), Column("images", "images")]
+    for column in TITLES:
+        key = score_name(column.key, extractor)
+        deviation = score_name(column.deviation, extractor) if column.deviation else None
+        title = key if extractor.suffix else column.title
+        shown.append(Column(key, title, column.digits, deviation))
+    return shown
+
+
+def score_name(key: str, extractor: Extractor) -> str:
+    """The name that a score bears: "fid" is "fd_lite0" where "lite0" stands in for Inception."""
+    if not extractor.suffix:
+        return key
+    for metric, name in (("fid", "fd"), ("kid", "kd")):
+        if key.startswith(metric):  # also kid_std
+            return name + extractor.suffix + key.removeprefix(metric)
+    return key + extractor.suffix
 
 
 def open_floor(reference: DataConfig) -> ImageDataset | None:
@@ -30,53 +62,62 @@ def open_floor(reference: DataConfig) -> ImageDataset | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Scores with all that decided them."""
+
+    rows: list[dict[str, Any]]  # the samples', the floor's, then each class's
+    facts: dict[str, dict[str, Any]]
+    notes: list[str]
+    reference: Statistics | None  # None if no FID was asked for
+
+
 def score(
     samples: Samples,
-    train: ImageDataset,
+    reference: ImageDataset | Statistics,
     test: ImageDataset | None,
-    inception: Inception,
+    extractor: Extractor,
     metrics: Sequence[str],
     *,
+    by_class: bool = False,
     reference_n: int | None = None,
     device: torch.device,
     batch_size: int | None = None,
     cache: Path | None = None,
-    command: str = "",
-    started: float | None = None,
-) -> Report:
-    """Score samples against the train split of a data set, and its test split likewise.
+) -> Score:
+    """Score samples against real images, and held-out real images likewise.
 
     Args:
         samples: The images to be scored.
-        train: The reference.
+        reference: The train split; or statistics, against which only FID can be had.
         test: Held-out images for the floor, or None for no floor.
-        inception: The feature network.
-        metrics: Of "fid", "kid", "isc", "prc".
+        extractor: The feature network.
+        metrics: Of "fid", "kid", "isc", "prc"; one that cannot be had is left out with a note.
+        by_class: Also FID and KID of each class.
         reference_n: Use a fixed random subset of so many reference images; all by default.
         device: Where the features are computed.
         batch_size: Images per forward pass; by default what suits the device.
         cache: Folder of cached features, or None.
-        command: How this was called, for the report.
-        started: ``time.monotonic()`` at the start, for the report.
 
     Raises:
-        UserError: Too few images, or none of the metrics is possible with these weights.
+        UserError: Too few images, no classes to tell apart, or none of the metrics is possible.
     """
-    started = time.monotonic() if started is None else started
-    metrics, notes = _without_missing(metrics, inception)
-    _require_images(metrics, len(samples), str(samples.folder))
-    if reference_n is not None and reference_n > len(train):
-        raise UserError(f"--reference-n {reference_n}: {train.name} holds {len(train)} images")
-    reference_n = reference_n or len(train)
-    _require_images(metrics, reference_n, train.name)
+    train = reference if isinstance(reference, ImageDataset) else None
+    metrics, notes = _possible(metrics, extractor, has_images=train is not None)
+    _require_images(metrics, len(samples), str(samples.path))
+    if train is not None:
+        if reference_n is not None and reference_n > len(train):
+            raise UserError(f"--reference-n {reference_n}: {train.name} holds {len(train)} images")
+        _require_images(metrics, reference_n or len(train), train.name)
+    sample_classes = _sample_classes(samples, train) if by_class else None
     floor_n = 0 if test is None else min(len(test), len(samples))
     if floor_n < max(FEWEST[metric] for metric in metrics):
-        test, floor_n = None, 0
+        test = None
         notes.append("no floor: the reference has no test split, or a very small one")
 
     def features(images: Images, indices: Sequence[int], label: str) -> Features:
         return extract(
-            inception,
+            extractor,
             images,
             indices,
             device=device,
@@ -86,50 +127,115 @@ def score(
         )
 
     # The samples come first: one that is damaged should be found before an hour of reference.
-    generated = features(samples, range(len(samples)), "samples")
-    real = features(train, _subset(len(train), reference_n), "reference")
-    scores = compute(metrics, generated, real)
-    floor: dict[str, float] = {}
+    sides = {"samples": features(samples, range(len(samples)), "samples")}
+    facts = _facts_of_samples(samples, sides["samples"].content_hash)
+    real, statistics, fewest = None, None, len(samples)
+    indices: dict[str, list[int]] = {}
+    if isinstance(reference, Statistics):
+        statistics, facts["reference"] = reference, reference.facts
+    else:
+        indices["reference"] = subset(len(reference), reference_n)
+        real = features(reference, indices["reference"], "reference")
+        statistics = statistics_of(real) if "fid" in metrics else None
+        fewest = min(len(samples), len(real))
+        facts["reference"] = data_facts(reference, indices["reference"])
     if test is not None:
-        held_out = features(test, _subset(len(test), floor_n), "floor")
-        floor = compute(metrics, held_out, real)
+        indices[FLOOR] = subset(len(test), floor_n)
+        sides[FLOOR] = features(test, indices[FLOOR], "floor")
+        facts["floor"] = data_facts(test, indices[FLOOR])
         if floor_n < len(samples):
             notes.append(
                 f"the floor has fewer images ({floor_n:,}), which raises its FID, not its KID"
             )
-    fewest = min(len(samples), reference_n)
-    if "fid" in metrics and fewest < FEATURES:
+    rows = [
+        _row(subject, images, compute(metrics, images, real, statistics), extractor)
+        for subject, images in sides.items()
+    ]
+    if sample_classes is not None and train is not None and real is not None:
+        classes = {"samples": sample_classes, "reference": _labels(train)[indices["reference"]]}
+        if test is not None:
+            classes[FLOOR] = _labels(test)[indices[FLOOR]]
+        rows += _class_rows(metrics, sides, real, classes, train.class_names, extractor)
+    facts["extractor"] = extractor_facts(extractor)
+    subsets = [row.get(score_name("kid_subset_size", extractor)) for row in rows[: len(sides)]]
+    facts["metrics"] = {
+        "seed": METRIC_SEED,
+        "KID_subsets_of": subsets if "kid" in metrics else None,  # 100 of them
+    }
+    if "fid" in metrics and fewest < extractor.dimensions:
+        fid, kid = (score_name(key, extractor).upper() for key in ("fid", "kid"))
         notes.append(
-            f"FID of {fewest:,} images, fewer than its {FEATURES:,} features, is biased upwards; "
-            "compare it at equal counts only, or compare KID, which is unbiased"
+            f"{fid} of {fewest:,} images, fewer than its {extractor.dimensions:,} features, is "
+            f"biased upwards; compare it at equal counts only, or compare {kid}, which is unbiased"
         )
-    return Report(
-        scores=scores,
-        floor=floor,
-        samples=str(samples.folder),
-        samples_n=len(samples),
-        samples_total=samples.total,
-        samples_hash=generated.content_hash,
-        sampler=samples.record,
-        reference=train.name,
-        reference_hash=train.content_hash,
-        reference_split="train",
-        reference_n=reference_n,
-        reference_total=len(train),
-        floor_n=floor_n,
-        extractor=inception.name,
-        weights=inception.weights_name,
-        weights_digest=inception.weights_digest,
-        resize="299x299 by TensorFlow 1's bilinear, in the network",
-        dtype="features float32, statistics float64",
-        metric_seed=METRIC_SEED,
-        subset_seed=SUBSET_SEED,
-        device=str(device),
-        versions={**versions(), "torch-fidelity": torch_fidelity_version},
-        command=command,
-        seconds=round(time.monotonic() - started, 1),
-        notes=tuple(notes),
-    )
+    return Score(rows, facts, notes, statistics)
+
+
+def _row(
+    subject: str, images: Features, found: dict[str, float], extractor: Extractor
+) -> dict[str, Any]:
+    named = {score_name(key, extractor): value for key, value in found.items()}
+    return {"subject": subject, "images": len(images), **named}
+
+
+def _class_rows(
+    metrics: Sequence[str],
+    sides: Mapping[str, Features],
+    real: Features,
+    classes: Mapping[str, Tensor],
+    names: Sequence[str],
+    extractor: Extractor,
+) -> list[dict[str, Any]]:
+    """FID and KID of each class against the reference's images of that class."""
+    rows = []
+    for number, name in enumerate(names):
+        truth = real.where(classes["reference"] == number)
+        for side, features in sides.items():
+            images = features.where(classes[side] == number)
+            if min(len(images), len(truth)) >= FEWEST_OF_CLASS:
+                asked = [metric for metric in metrics if metric in ("fid", "kid")]
+                found = compute(asked, images, truth)
+                rows.append(_row(f"{name}, {side}", images, found, extractor))
+    return rows
+
+
+def _sample_classes(samples: Samples, train: ImageDataset | None) -> Tensor:
+    """The class of each sample as the reference numbers it, int64 (n,)."""
+    if train is None or train.labels is None:
+        raise UserError("--by-class: the reference has no classes")
+    if samples.labels is None:
+        raise UserError(f"--by-class: {samples.path} does not say of which class each image is")
+    numbers = {str(number): number for number in range(len(train.class_names))}
+    numbers |= {name: number for number, name in enumerate(train.class_names)}
+    unknown = set(samples.labels) - numbers.keys()
+    if unknown:
+        raise UserError(
+            f"--by-class: {samples.path} has class {min(unknown)}, but {train.name} has "
+            f"{', '.join(train.class_names)}"
+        )
+    return torch.tensor([numbers[label] for label in samples.labels])
+
+
+def _labels(dataset: ImageDataset) -> Tensor:
+    assert dataset.labels is not None  # all splits of a data set have classes, or none
+    return dataset.labels
+
+
+def _facts_of_samples(samples: Samples, content_hash: str) -> dict[str, dict[str, Any]]:
+    return {
+        "samples": {
+            "path": str(samples.path),
+            "images": len(samples),
+            "of": samples.total if samples.total > len(samples) else None,
+            "sha256": content_hash,
+        },
+        "sampler": {
+            "seed": samples.record.get("seed"),
+            **samples.record.get("settings", {}),
+            "prior": samples.record.get("prior_hash"),
+            "tokenizer": samples.record.get("tokenizer_hash"),
+        },
+    }
 
 
 def _require_images(metrics: Sequence[str], n: int, where: str) -> None:
@@ -138,22 +244,20 @@ def _require_images(metrics: Sequence[str], n: int, where: str) -> None:
             raise UserError(f"{where}: {metric} needs {FEWEST[metric]} images or more, not {n}")
 
 
-def _without_missing(
-    metrics: Sequence[str], inception: Inception
+def _possible(
+    metrics: Sequence[str], extractor: Extractor, *, has_images: bool
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The metrics that these weights allow, and a note on the one they do not."""
-    if "isc" not in metrics or inception.has_logits:
-        return tuple(metrics), []
-    reason = (
-        f"Inception Score needs the classifier, which {inception.weights_name} lacks; "
-        f"--weights {WEIGHTS_FILE} has it"
-    )
-    if tuple(metrics) == ("isc",):
-        raise UserError(f"--metrics isc: {reason}")
-    return tuple(metric for metric in metrics if metric != "isc"), [f"left out: {reason}"]
-
-
-def _subset(total: int, n: int) -> list[int]:
-    """The first n of a fixed random order: a larger subset begins with the smaller one."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(SUBSET_SEED))
-    return order[:n].tolist()
+    """The metrics that can be had, and a note on each that cannot."""
+    reasons = {}
+    if not extractor.has_logits:
+        remedy = "" if extractor.suffix else f"; --weights {WEIGHTS_FILE} has it"
+        reasons["isc"] = (
+            f"Inception Score needs the classifier, which {extractor.weights_name} lacks{remedy}"
+        )
+    if not has_images:
+        for metric in ("kid", "prc"):
+            reasons[metric] = f"{metric} needs images of the reference, not statistics alone"
+    left = tuple(metric for metric in metrics if metric not in reasons)
+    if not left:
+        raise UserError(f"--metrics {','.join(metrics)}: {reasons[metrics[0]]}")
+    return left, [f"left out: {reasons[metric]}" for metric in metrics if metric in reasons]

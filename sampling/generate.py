@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   python -m sampling.generate --n 10000
   python -m sampling.generate --n 64 --class animals-nature --guidance 2 --out runs/animals
-  python -m sampling.generate --n 64 --prefix 4 --out runs/four-codes"""
+  python -m sampling.generate --n 64 --prefix 4 --out runs/four-codes
+  python -m sampling.generate --n 50000 --npz samples.npz"""
 
 GRID_IMAGES = 100
 # Kept in samples.json and compared when a folder is filled further.
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     started = time.monotonic()
+    if args.npz and not args.npz.parent.is_dir():
+        raise UserError(f"--npz {args.npz}: there is no folder {args.npz.parent}")
 
     from pqvae import ranks
     from pqvae.config import config_to_dict, load_config
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "prior_hash": prior.content_hash,
         "tokenizer": str(tokenizer_folder),
         "tokenizer_hash": tokenizer.content_hash,
+        "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
         "data": config_to_dict(data),
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
         "versions": versions(),
@@ -136,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of each code keep the most likely values that reach this (default: %(default)s)",
     )
     add("--guidance", type=float, default=1.0, metavar="S", help="towards the class (default: 1)")
+    add(
+        "--npz",
+        type=Path,
+        metavar="FILE",
+        help="also write all images to one file, uint8 (N, H, W, 3), as ADM's scorer reads them",
+    )
     add("--batch-size", type=positive_int, default=250, metavar="B", help="(default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
     return parser
@@ -243,7 +253,31 @@ def _finish(args: argparse.Namespace, record: dict[str, Any], image_size: int) -
     first = [args.out / "images" / _file_name(index) for index in range(min(args.n, GRID_IMAGES))]
     shown = torch.stack([decode_image(file.read_bytes(), image_size) for file in first])
     save_grid(args.out / "grid.png", shown, columns=min(10, len(shown)))
+    if args.npz:
+        _write_npz(args.npz, args.out / "images", args.n, image_size)
     write_json(args.out / "samples.json", {**record, "complete": True})
+
+
+def _write_npz(path: Path, folder: Path, n: int, size: int) -> None:
+    """Write images 0 to n - 1 as array ``arr_0``, image by image: they need not fit into memory."""
+    import zipfile
+
+    import numpy as np
+
+    from pqvae.files import atomic_path
+    from pqvae.images import decode_image
+
+    header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)}
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        # Without the time of writing: equal images make equal files.
+        archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for index in range(n):
+            image = decode_image((folder / _file_name(index)).read_bytes(), size)
+            file.write(image.permute(1, 2, 0).contiguous().numpy().data)
 
 
 def _write_png(path: Path, image: "Tensor") -> None:

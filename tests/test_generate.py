@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.samples import open_samples
 from pqvae.images import to_uint8
 from sampling.generate import main
-from sampling.sampler import SamplingSettings, sample_codes
+from sampling.sampler import SamplingSettings, class_labels, sample_codes
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior, train
 
@@ -52,6 +53,32 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "samples.json").read_text())
+
+
+def test_one_file_holds_the_images_of_the_folder(generate: Generate, tmp_path: Path) -> None:
+    assert generate(12, "--npz", tmp_path / "samples.npz") == 0
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
+        assert file.files == ["arr_0"]
+        array = file["arr_0"]
+    assert (array.dtype, array.shape) == (np.uint8, (12, SIZE, SIZE, 3))
+    folder, one_file = (open_samples(tmp_path / name) for name in ("samples", "samples.npz"))
+    assert torch.equal(folder.images(range(12)), one_file.images(range(12)))
+    # From a folder that is complete already.
+    assert generate(12, "--npz", tmp_path / "again.npz") == 0
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "samples.npz").read_bytes()
+
+
+def test_the_class_of_each_image_is_known_afterwards(
+    generate: Generate, prior: Path, tmp_path: Path
+) -> None:
+    assert generate(12, "--seed", 3) == 0
+    counts = Prior.from_pretrained(prior).class_counts
+    drawn = [CLASSES[label] for label in class_labels(3, torch.arange(12), counts).tolist()]
+    assert open_samples(tmp_path / "samples").labels == tuple(drawn)
+    (tmp_path / "samples" / "images" / "000002.png").unlink()
+    assert open_samples(tmp_path / "samples").labels == tuple(drawn[:2] + drawn[3:])
+    assert generate(12, "--seed", 3, "--class", "squares", "--out", tmp_path / "squares") == 0
+    assert open_samples(tmp_path / "squares").labels == ("squares",) * 12
 
 
 def test_the_folder_says_what_it_holds(

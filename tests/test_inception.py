@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import http.server
 import io
@@ -11,39 +10,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from eval import extractors, trunk
-from eval.extractors import (
+from eval import inception, trunk
+from eval.features import Features, extract
+from eval.inception import (
     DownloadError,
-    Inception,
     build_network,
     download_weights,
     find_weights,
-    load_inception,
+    load,
     read_weights,
 )
-from eval.features import CHUNK, Features, extract
-from eval.metrics import frechet_distance
+from eval.metrics import compute
 from eval.trunk import read_trunk, tensors_digest
 from pqvae.cli import UserError
 
 TRUNK = trunk.installed_trunk()
 needs_trunk = pytest.mark.skipif(TRUNK is None, reason=f"{trunk.PACKAGE} is not installed")
 CPU = torch.device("cpu")
-
-
-class Tiny(nn.Module):
-    """A stand-in for Inception that counts the images it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        self.seen += len(images)
-        return (nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1),)
 
 
 class Pixels:
@@ -59,17 +45,9 @@ class Pixels:
         return self.pixels[list(indices)]
 
 
-def tiny_inception(digest: str = "0" * 64) -> Inception:
-    return Inception(Tiny(), "tiny", digest, "no weights", False)
-
-
 def random_pixels(n: int, size: int = 8, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-
-
-def tiny_features(inception: Inception, pixels: Tensor, cache: Path | None) -> Features:
-    return extract(inception, Pixels(pixels), range(len(pixels)), device=CPU, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +60,17 @@ def trunk_data() -> bytes:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torch hub's cache would hold the complete weights; the folder is empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch" / "hub" / "checkpoints" / extractors.WEIGHTS_FILE
+    return tmp_path / "torch" / "hub" / "checkpoints" / inception.WEIGHTS_FILE
 
 
 @pytest.fixture
 def complete_weights(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A state dict of the right form with random values, whose digest counts as right."""
-    network = extractors._Network(["2048"])
+    network = inception._Network(["2048"])
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
     head = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
-    monkeypatch.setattr(extractors, "WEIGHTS_SHA256_HEAD", head)
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256_HEAD", head)
     return buffer.getvalue()
 
 
@@ -113,7 +91,8 @@ def test_packaged_trunk_gives_the_published_fid_and_kid(trunk_data: bytes) -> No
     with torch.inference_mode():
         parts = [[network(batch) for batch in images.split(4)] for images in batches]
     low, high = ([torch.cat(column) for column in zip(*outputs, strict=True)] for outputs in parts)
-    fid = frechet_distance(Features(low[0], None, ""), Features(high[0], None, ""))
+    first, second = (Features(pool, None, "") for pool in (low[0], high[0]))
+    fid = compute(["fid"], first, second)["fid"]
     assert fid == pytest.approx(12.6388, abs=1e-4)  # all the digits that are published
     torch.set_rng_state(state)
     scores = [
@@ -133,12 +112,11 @@ def test_packaged_trunk_gives_the_published_fid_and_kid(trunk_data: bytes) -> No
 
 @needs_trunk
 def test_features_depend_on_neither_batch_nor_neighbours(trunk_data: bytes) -> None:
-    network = build_network(read_trunk(trunk_data), ["2048"])
-    inception = Inception(network, "x", trunk.FILE_SHA256, "x", False)
+    extractor = load(TRUNK)
     pixels = random_pixels(6, size=32)
     order = [3, 0, 5, 1]
-    together = extract(inception, Pixels(pixels), range(6), device=CPU, batch_size=6)
-    alone = extract(inception, Pixels(pixels), order, device=CPU, batch_size=1)
+    together = extract(extractor, Pixels(pixels), range(6), device=CPU, batch_size=6)
+    alone = extract(extractor, Pixels(pixels), order, device=CPU, batch_size=1)
     # Another batch size sums in another order: float32 noise on features of about 0.5.
     torch.testing.assert_close(alone.pool, together.pool[order], atol=1e-4, rtol=0)
     assert (together.pool[0] - together.pool[1]).abs().max() > 0.1
@@ -232,10 +210,10 @@ def test_no_weights_anywhere_says_what_to_do(hub: Path, monkeypatch: pytest.Monk
 def test_complete_weights_give_logits(tmp_path: Path, complete_weights: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(complete_weights)
-    inception = load_inception(path)
-    found = extract(inception, Pixels(random_pixels(2, size=32)), [0, 1], device=CPU)
+    extractor = load(path)
+    found = extract(extractor, Pixels(random_pixels(2, size=32)), [0, 1], device=CPU)
     assert found.logits is not None
-    weight = inception.network.state_dict()["fc.weight"]
+    weight = extractor.network.state_dict()["fc.weight"]
     torch.testing.assert_close(found.logits, found.pool @ weight.T, atol=1e-4, rtol=1e-4)
 
 
@@ -280,7 +258,7 @@ def test_download_is_whole_and_right_or_not_there(
         download_weights(target, f"{address}/weights")
     assert list(target.parent.iterdir()) == []
     head = hashlib.sha256(files["/weights"]).hexdigest()[:8]
-    monkeypatch.setattr(extractors, "WEIGHTS_SHA256_HEAD", head)
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256_HEAD", head)
     download_weights(target, f"{address}/weights")
     assert [path.read_bytes() for path in target.parent.iterdir()] == [b"not the weights"]
 
@@ -297,62 +275,3 @@ def test_download_says_what_it_fetches_and_why_it_cannot(
     assert "6726825d" in line
     assert "refused" in line
     assert list(tmp_path.iterdir()) == []
-
-
-def test_cached_features_are_equal_and_computed_once(tmp_path: Path) -> None:
-    pixels = random_pixels(CHUNK + 10)
-    first = tiny_features(tiny_inception(), pixels, tmp_path)
-    again = tiny_inception()
-    second = tiny_features(again, pixels, tmp_path)
-    assert again.network.seen == 0
-    assert torch.equal(first.pool, second.pool)
-    assert first.content_hash == second.content_hash
-    assert first.content_hash == hashlib.sha256(pixels.numpy().data).hexdigest()
-    assert torch.equal(first.pool, tiny_features(tiny_inception(), pixels, None).pool)
-
-
-def test_longer_run_computes_only_what_is_new(tmp_path: Path) -> None:
-    pixels = random_pixels(CHUNK + 10)
-    tiny_features(tiny_inception(), pixels[:CHUNK], tmp_path)
-    longer = tiny_inception()
-    tiny_features(longer, pixels, tmp_path)
-    assert longer.network.seen == 10
-
-
-@pytest.mark.parametrize("what", ["pixel", "weights", "name"])
-def test_cache_is_not_reused_for_anything_else(tmp_path: Path, what: str) -> None:
-    pixels = random_pixels(10)
-    tiny_features(tiny_inception(), pixels, tmp_path)
-    other = tiny_inception("1" * 64 if what == "weights" else "0" * 64)
-    if what == "name":
-        other = dataclasses.replace(other, name="other")
-    if what == "pixel":
-        pixels[0, 0, 0, 0] ^= 1
-    tiny_features(other, pixels, tmp_path)
-    assert other.network.seen == 10
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
-def test_damaged_cache_file_is_computed_anew(tmp_path: Path, damage: str) -> None:
-    pixels = random_pixels(10)
-    expected = tiny_features(tiny_inception(), pixels, tmp_path).pool
-    (file,) = tmp_path.iterdir()
-    data = bytearray(file.read_bytes())
-    good = bytes(data)
-    data[-1] ^= 1
-    contents = {"truncated": good[:-8], "flipped": bytes(data), "empty": b"", "foreign": b"x" * 99}
-    file.write_bytes(contents[damage])
-    again = tiny_inception()
-    assert torch.equal(tiny_features(again, pixels, tmp_path).pool, expected)
-    assert again.network.seen == 10
-    assert file.read_bytes() == good
-
-
-def test_cache_that_cannot_be_written_is_said_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    pixels = random_pixels(CHUNK + 10)
-    found = tiny_features(tiny_inception(), pixels, tmp_path / "file" / "cache")
-    assert len(found) == CHUNK + 10
-    assert capsys.readouterr().err.count("not cached") == 1
