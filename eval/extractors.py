@@ -34,7 +34,7 @@ def load_extractor(name: ExtractorName, weights: Path | None = None) -> Extracto
     """Build a feature network, on the CPU.
 
     Args:
-        name: "inception", of FID, or "lite0", a hundredth of the work.
+        name: "inception", of FID, or "lite0", a tenth of the work.
         weights: Use this file; by default, the first weights found.
 
     Raises:

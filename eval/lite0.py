@@ -99,7 +99,7 @@ class Lite0(nn.Module):
         self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
         widths = [32] + [block[0] for block in BLOCKS]
         self._blocks = nn.ModuleList(
-            Block(width, *block) for width, block in zip(widths, BLOCKS, strict=False)
+            Block(width, *block) for width, block in zip(widths[:-1], BLOCKS, strict=True)
         )
         self._conv_head = nn.Conv2d(widths[-1], FEATURES, 1, bias=False)
         self._bn1 = nn.BatchNorm2d(FEATURES, eps=1e-3)
