@@ -19,6 +19,7 @@ class Panel:
     across: str  # what grows to the right
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by label: places, values
     log: bool = False  # to the right, by powers of two
+    log_up: bool = False  # upward, by powers of ten
 
 
 def save_plot(path: Path, panels: Sequence[Panel]) -> bool:
@@ -35,6 +36,8 @@ def save_plot(path: Path, panels: Sequence[Panel]) -> bool:
         if panel.log:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
+        if panel.log_up:
+            axes.set_yscale("log")
         for number, (label, (places, values)) in enumerate(panel.lines.items()):
             colour = PALETTE[number % len(PALETTE)]
             marker = "o" if len(places) <= 40 else None

@@ -110,6 +110,24 @@ def reference_config(samples: Samples, path: str | None) -> DataConfig:
     return config
 
 
+def sample_facts(samples: Samples, content_hash: str) -> dict[str, dict[str, Any]]:
+    """What a report must say of samples whose pixels have this sha256."""
+    return {
+        "samples": {
+            "path": str(samples.path),
+            "images": len(samples),
+            "of": samples.total if samples.total > len(samples) else None,
+            "sha256": content_hash,
+        },
+        "sampler": {
+            "seed": samples.record.get("seed"),
+            **samples.record.get("settings", {}),
+            "prior": samples.record.get("prior_hash"),
+            "tokenizer": samples.record.get("tokenizer_hash"),
+        },
+    }
+
+
 def _open_array(path: Path, n: int | None) -> Samples:
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -14,7 +14,7 @@ from eval.features import Features, Images, extract
 from eval.inception import WEIGHTS_FILE
 from eval.metrics import FEWEST, METRIC_SEED, compute
 from eval.report import Column
-from eval.samples import Samples
+from eval.samples import Samples, sample_facts
 from eval.statistics import Statistics, statistics_of
 from eval.tokenized import data_facts, subset
 from pqvae.cli import UserError
@@ -128,7 +128,7 @@ def score(
 
     # The samples come first: one that is damaged should be found before an hour of reference.
     sides = {"samples": features(samples, range(len(samples)), "samples")}
-    facts = _facts_of_samples(samples, sides["samples"].content_hash)
+    facts = sample_facts(samples, sides["samples"].content_hash)
     real, statistics, fewest = None, None, len(samples)
     indices: dict[str, list[int]] = {}
     if isinstance(reference, Statistics):
@@ -219,23 +219,6 @@ def _sample_classes(samples: Samples, train: ImageDataset | None) -> Tensor:
 def _labels(dataset: ImageDataset) -> Tensor:
     assert dataset.labels is not None  # all splits of a data set have classes, or none
     return dataset.labels
-
-
-def _facts_of_samples(samples: Samples, content_hash: str) -> dict[str, dict[str, Any]]:
-    return {
-        "samples": {
-            "path": str(samples.path),
-            "images": len(samples),
-            "of": samples.total if samples.total > len(samples) else None,
-            "sha256": content_hash,
-        },
-        "sampler": {
-            "seed": samples.record.get("seed"),
-            **samples.record.get("settings", {}),
-            "prior": samples.record.get("prior_hash"),
-            "tokenizer": samples.record.get("tokenizer_hash"),
-        },
-    }
 
 
 def _require_images(metrics: Sequence[str], n: int, where: str) -> None:
