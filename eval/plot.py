@@ -31,6 +31,8 @@ def save_plot(path: Path, panels: Sequence[Panel]) -> bool:
         return False
     size = (WIDTH / DPI, PANEL_HEIGHT * len(panels) / DPI)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
+    labels = dict.fromkeys(label for panel in panels for label in panel.lines)
+    colours = {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(labels)}
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         ends = {}
         if panel.log:
@@ -38,11 +40,10 @@ def save_plot(path: Path, panels: Sequence[Panel]) -> bool:
             axes.xaxis.set_major_formatter("{x:g}")
         if panel.log_up:
             axes.set_yscale("log")
-        for number, (label, (places, values)) in enumerate(panel.lines.items()):
-            colour = PALETTE[number % len(PALETTE)]
+        for label, (places, values) in panel.lines.items():
             marker = "o" if len(places) <= 40 else None
             (line,) = axes.plot(
-                places, values, color=colour, label=label, marker=marker, markersize=3.5
+                places, values, color=colours[label], label=label, marker=marker, markersize=3.5
             )
             ends[line] = values[-1]
         axes.set_xlabel(panel.across, color=INK)

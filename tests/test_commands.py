@@ -25,6 +25,10 @@ COMMANDS = (
     "stage2_prior.train",
     "sampling.generate",
     "eval.fid",
+    "eval.reconstruction",
+    "eval.rate_distortion",
+    "eval.probe",
+    "eval.memorization",
 )
 needs_trunk = pytest.mark.skipif(
     trunk.installed_trunk() is None, reason=f"{trunk.PACKAGE} is not installed"
@@ -194,9 +198,11 @@ def test_the_score_needs_no_internet_where_the_trunk_is_installed(work: Path) ->
     assert last.startswith("wrote runs/samples/fid.json; ")
     assert last.endswith("look at runs/samples/grid.png beside it")
     report = json.loads((work / "runs" / "samples" / "fid.json").read_text())
-    assert {"fid", "kid"} <= report["scores"].keys() == report["floor"].keys()
-    assert "isc" not in report["scores"]
-    assert (report["samples_n"], report["reference_n"], report["floor_n"]) == (3, 3, 3)
+    scored, floor = report["rows"]
+    assert {"fid", "kid"} <= scored.keys() == floor.keys()
+    assert "isc" not in scored
+    facts = report["facts"]
+    assert [facts[side]["images"] for side in ("samples", "reference", "floor")] == [3, 3, 3]
     assert report["command"] == "python -m eval.fid --n 3 --reference-n 3 --device cpu"
 
 
