@@ -16,7 +16,7 @@ METRICS = ("fid", "kid", "isc", "prc")
 EXAMPLES = """\
   python -m eval.fid
   python -m eval.fid --extractor lite0
-  python -m eval.fid --n 2000 --reference-n 2000 --metrics fid,kid,prc --by-class
+  python -m eval.fid --n 2000 --reference-n 2000 --by-class
   python -m eval.fid --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
   python -m eval.fid --samples my/pictures --reference emoji --json my-scores.json"""
 
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--metrics",
-        default="fid,kid,isc",
+        default=",".join(METRICS),
         metavar="LIST",
         help=f"of {','.join(METRICS)} (default: %(default)s)",
     )

@@ -194,16 +194,16 @@ def test_generation_writes_samples(finished: tuple[Path, list[str]]) -> None:
 
 @needs_trunk
 def test_the_score_needs_no_internet_where_the_trunk_is_installed(work: Path) -> None:
-    last = run_command(work, "eval.fid", "--n", "3", "--reference-n", "3", "--device", "cpu")
+    last = run_command(work, "eval.fid", "--n", "4", "--reference-n", "4", "--device", "cpu")
     assert last.startswith("wrote runs/samples/fid.json; ")
     assert last.endswith("look at runs/samples/grid.png beside it")
     report = json.loads((work / "runs" / "samples" / "fid.json").read_text())
     scored, floor = report["rows"]
-    assert {"fid", "kid"} <= scored.keys() == floor.keys()
+    assert {"fid", "kid", "precision"} <= scored.keys() == floor.keys()
     assert "isc" not in scored
     facts = report["facts"]
-    assert [facts[side]["images"] for side in ("samples", "reference", "floor")] == [3, 3, 3]
-    assert report["command"] == "python -m eval.fid --n 3 --reference-n 3 --device cpu"
+    assert [facts[side]["images"] for side in ("samples", "reference", "floor")] == [4, 4, 4]
+    assert report["command"] == "python -m eval.fid --n 4 --reference-n 4 --device cpu"
 
 
 def test_a_finished_training_changes_nothing_when_called_again(work: Path) -> None:
