@@ -2,12 +2,19 @@
 
 import argparse
 import difflib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.arguments import (
+    add_report,
+    add_samples,
+    add_weights,
+    report_of_samples,
+    report_path,
+    typed,
+)
 from eval.extractors import EXTRACTORS
 from pqvae.cli import Parser, UserError, command, positive_int
 
@@ -27,12 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     started = time.monotonic()
     metrics = _metrics(args.metrics)
-    if args.export_reference and "fid" not in metrics:
-        raise UserError("--export-reference needs fid among the --metrics")
-    output = args.json or _default_output(args.samples)
-    for option, file in (("--json", output), ("--export-reference", args.export_reference)):
-        if file is not None and args.samples.exists() and not file.parent.is_dir():
-            raise UserError(f"{option} {file}: there is no folder {file.parent}")
+    output = report_path(args.json, report_of_samples(args.samples, "fid"))
+    exported = args.export_reference
+    if exported:
+        if "fid" not in metrics:
+            raise UserError(f"--export-reference {exported} needs fid among the --metrics")
+        if not exported.parent.is_dir():
+            raise UserError(f"--export-reference {exported}: there is no folder {exported.parent}")
 
     from eval.extractors import load_extractor
     from eval.features import default_cache
@@ -70,23 +78,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         result.facts,
         result.notes,
         device=device,
-        command=shlex.join(["python", "-m", "eval.fid", *arguments]),
+        command=typed("eval.fid", arguments),
         started=started,
     )
     print(format_report(report, columns(extractor)), flush=True)
     write_report(report, output)
-    if args.export_reference and result.reference is not None:
-        write_statistics(args.export_reference, result.reference, extractor)
-        print(f"\nwrote {args.export_reference}: mean and covariance of the reference")
+    if exported and result.reference is not None:
+        write_statistics(exported, result.reference, extractor)
+        print(f"\nwrote {exported}: mean and covariance of the reference")
     grid = args.samples / "grid.png"
     look = f"look at {grid} beside it" if grid.is_file() else "look at the pictures beside it"
     print(f"\nwrote {output}; a score is not a picture: {look}")
-
-
-def _default_output(samples: Path) -> Path:
-    if samples.suffix in (".npz", ".tar"):
-        return samples.with_name(f"{samples.stem}-fid.json")
-    return samples / "fid.json"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,14 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         EXAMPLES,
     )
     add = parser.add_argument
-    add(
-        "--samples",
-        type=Path,
-        default=Path("runs/samples"),
-        metavar="DIR",
-        help="folder of sampling.generate, of PNG or JPEG files or of shards; or an .npz file "
-        "(default: %(default)s)",
-    )
+    add_samples(parser)
     add(
         "--reference",
         metavar="DATA",
@@ -116,7 +111,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write mu and sigma of the reference to this .npz file",
     )
-    add("--n", type=positive_int, metavar="N", help="score the first N samples (default: all)")
     add(
         "--reference-n",
         type=positive_int,
@@ -136,14 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         default="inception",
         help="lite0: a small network, in seconds; its scores are fd_lite0, kd_lite0, no FID",
     )
-    add(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of the network (default: the cache, a download, or the package)",
-    )
-    add("--json", type=Path, metavar="FILE", help="the report (default: DIR/fid.json)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)")
+    add_weights(parser)
+    add_report(parser, "DIR/fid.json")
     add("--batch-size", type=positive_int, metavar="B", help="images per forward pass")
     return parser
 

@@ -12,13 +12,20 @@ images given back are what a generator that knows them by heart would make.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.arguments import (
+    add_report,
+    add_samples,
+    add_weights,
+    report_of_samples,
+    report_path,
+    typed,
+)
 from eval.extractors import EXTRACTORS
 from pqvae.cli import Parser, UserError, command, positive_int
 
@@ -39,11 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     started = time.monotonic()
-    output = args.json or _default_output(args.samples)
-    if args.json and not output.parent.is_dir():
-        raise UserError(f"--json {output}: there is no folder {output.parent}")
-    if output.suffix != ".json":
-        raise UserError(f"--json {output}: must end in .json; the pictures take its name")
+    output = report_path(args.json, report_of_samples(args.samples, "memorization"))
 
     from eval.copies import SPACES, compare, open_generator
     from eval.extractors import load_extractor
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found.facts,
         notes,
         device=device,
-        command=shlex.join(["python", "-m", "eval.memorization", *arguments]),
+        command=typed("eval.memorization", arguments),
         started=started,
     )
     print(format_report(report, _columns()), flush=True)
@@ -98,15 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\nwrote {output}; look at the closest pairs: {' and '.join(map(str, pictures))}")
 
 
-def _default_output(samples: Path) -> Path:
-    # Beside a plain folder of pictures, not in it, where the closest pairs would be new samples.
-    if (samples / "samples.json").is_file() or not samples.exists():
-        return samples / "memorization.json"
-    samples = samples.resolve() if not samples.name else samples
-    name = samples.name if samples.is_dir() else samples.stem
-    return samples.with_name(f"{name}-memorization.json")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "eval.memorization",
@@ -114,20 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         EXAMPLES,
     )
     add = parser.add_argument
-    add(
-        "--samples",
-        type=Path,
-        default=Path("runs/samples"),
-        metavar="DIR",
-        help="folder of sampling.generate, of PNG or JPEG files or of shards; or an .npz file "
-        "(default: %(default)s)",
-    )
+    add_samples(parser)
     add(
         "--reference",
         metavar="DATA",
         help="emoji, cifar10, a folder or a glob of shards (default: the tokenizer's own data)",
     )
-    add("--n", type=positive_int, metavar="N", help="the first N samples (default: all)")
     add(
         "--reference-n",
         type=positive_int,
@@ -140,19 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         default="lite0",
         help="network of the features (default: %(default)s, a tenth of the other's work)",
     )
-    add(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of the network (default: the cache, a download, or the package)",
-    )
-    add(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="the report, with the pictures beside it (default: DIR/memorization.json)",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)")
+    add_weights(parser)
+    add_report(parser, "DIR/memorization.json")
     return parser
 
 

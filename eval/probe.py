@@ -3,14 +3,19 @@
 import argparse
 import importlib.util
 import itertools
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.arguments import (
+    add_data,
+    add_report,
+    add_tokenizer,
+    report_path,
+    typed,
+)
 from pqvae.cli import Parser, UserError, command, positive_int
 
 if TYPE_CHECKING:
@@ -50,11 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     started = time.monotonic()
-    output = args.json or args.tokenizer / "probe.json"
-    if args.json and not output.parent.is_dir():
-        raise UserError(f"--json {output}: there is no folder {output.parent}")
-    if output.suffix != ".json":
-        raise UserError(f"--json {output}: must end in .json; the pictures are named after it")
+    output = report_path(args.json, args.tokenizer / "probe.json")
     if args.vqvae_steps < 0:
         raise UserError(f"--vqvae-steps {args.vqvae_steps}: give 0, for none, or more")
 
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
         notes,
         device=device,
-        command=shlex.join(["python", "-m", "eval.probe", *arguments]),
+        command=typed("eval.probe", arguments),
         started=started,
     )
     print(format_report(report, _columns()), flush=True)
@@ -127,18 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         EXAMPLES,
     )
     add = parser.add_argument
-    add(
-        "--tokenizer",
-        type=Path,
-        default=Path("runs/tokenizer"),
-        metavar="DIR",
-        help="run folder of stage 1 (default: %(default)s)",
-    )
-    add(
-        "--data",
-        metavar="DATA",
-        help="emoji, cifar10, class folders or a glob of shards (default: the tokenizer's own)",
-    )
+    add_tokenizer(parser)
+    add_data(parser)
     add("--train-n", type=positive_int, metavar="N", help="a fixed random subset of N train images")
     add("--test-n", type=positive_int, metavar="N", help="the same of the test images")
     add(
@@ -148,13 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="train the spatial VQ-VAE to compare with for N steps (default: %(default)s; 0: none)",
     )
-    add(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="the report, with the pictures beside it (default: DIR/probe.json)",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)")
+    add_report(parser, "DIR/probe.json")
     return parser
 
 

@@ -11,13 +11,19 @@ worth (D / 2) log2(MSE_k / MSE_k') bits about its D values. Far fewer than they 
 import argparse
 import dataclasses
 import math
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.arguments import (
+    add_beam,
+    add_data,
+    add_report,
+    report_path,
+    typed,
+)
 from pqvae.cli import Parser, UserError, command, positive_int
 
 if TYPE_CHECKING:
@@ -48,11 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     with_prior = args.prior != NO_PRIOR
     folder = args.tokenizer or Path("runs/tokenizer")
-    output = args.json or (args.prior if with_prior else folder) / "rate_distortion.json"
-    if args.json and not output.parent.is_dir():
-        raise UserError(f"--json {output}: there is no folder {output.parent}")
-    if output.suffix != ".json":
-        raise UserError(f"--json {output}: must end in .json; the plot takes its name")
+    output = report_path(args.json, (args.prior if with_prior else folder) / "rate_distortion.json")
     if with_prior and not args.prior.is_dir():
         raise UserError(
             f"{args.prior}: no prior here; run python -m stage2_prior.train, or give --prior DIR, "
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts,
         _notes(prior, rates, size, args.beam),
         device=device,
-        command=shlex.join(["python", "-m", "eval.rate_distortion", *arguments]),
+        command=typed("eval.rate_distortion", arguments),
         started=started,
     )
     shown = tuple(row for row in rows if row["codes"] == 0 or "gained_bits" in row)
@@ -139,26 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="run folder of stage 1 (default: the prior's own; without a prior runs/tokenizer)",
     )
-    add(
-        "--data",
-        metavar="DATA",
-        help="emoji, cifar10, a folder or a glob of shards (default: the tokenizer's own data)",
-    )
+    add_data(parser)
     add("--n", type=positive_int, metavar="N", help="a fixed random subset of N test images")
-    add(
-        "--beam",
-        type=positive_int,
-        default=1,
-        metavar="B",
-        help="width of the search for better codes (default: 1, greedy); takes B times as long",
-    )
-    add(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="the report, with the plot beside it (default: DIR/rate_distortion.json)",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)")
+    add_beam(parser)
+    add_report(parser, "DIR/rate_distortion.json")
     return parser
 
 

@@ -8,13 +8,21 @@ such pairs it is too low.
 import argparse
 import functools
 import itertools
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from eval.arguments import (
+    add_beam,
+    add_data,
+    add_report,
+    add_tokenizer,
+    add_weights,
+    report_path,
+    typed,
+)
 from pqvae.cli import Parser, UserError, command, positive_int
 
 if TYPE_CHECKING:
@@ -44,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     started = time.monotonic()
-    output = args.json or args.tokenizer / "reconstruction.json"
-    if args.json and not output.parent.is_dir():
-        raise UserError(f"--json {output}: there is no folder {output.parent}")
-    if output.suffix != ".json":
-        raise UserError(f"--json {output}: must end in .json; the pictures take its name")
+    output = report_path(args.json, args.tokenizer / "reconstruction.json")
     if args.extractor == "none" and args.weights:
         raise UserError("--weights is the file of an extractor, but --extractor is none")
 
@@ -103,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts,
         notes,
         device=device,
-        command=shlex.join(["python", "-m", "eval.reconstruction", *arguments]),
+        command=typed("eval.reconstruction", arguments),
         started=started,
     )
     print(format_report(report, _columns()), flush=True)
@@ -309,18 +313,8 @@ def _parser() -> argparse.ArgumentParser:
         EXAMPLES,
     )
     add = parser.add_argument
-    add(
-        "--tokenizer",
-        type=Path,
-        default=Path("runs/tokenizer"),
-        metavar="DIR",
-        help="run folder of stage 1 (default: %(default)s)",
-    )
-    add(
-        "--data",
-        metavar="DATA",
-        help="emoji, cifar10, a folder or a glob of shards (default: the tokenizer's own data)",
-    )
+    add_tokenizer(parser)
+    add_data(parser)
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
     add("--n", type=positive_int, metavar="N", help="a fixed random subset of N images")
     add(
@@ -329,19 +323,8 @@ def _parser() -> argparse.ArgumentParser:
         help="network of rFID: inception, several times slower, or lite0, whose column is "
         "rfd_lite0, no FID (default: lite0, if it is installed)",
     )
-    add(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of the extractor (default: the cache, a download, or the package)",
-    )
-    add(
-        "--beam",
-        type=positive_int,
-        default=1,
-        metavar="B",
-        help="width of the search for better codes (default: 1, greedy); takes B times as long",
-    )
+    add_weights(parser)
+    add_beam(parser)
     add(
         "--refine",
         type=positive_int,
@@ -349,13 +332,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R",
         help="times to correct the codes by what they decode to (default: none)",
     )
-    add(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="the report; pictures beside it (default: DIR/reconstruction.json)",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)")
+    add_report(parser, "DIR/reconstruction.json")
     return parser
 
 
