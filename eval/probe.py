@@ -44,6 +44,7 @@ NOTES = (
     "find themselves unchanged as the nearest of all test images",
     "shared prefix: the longest common prefix is the nearest, then f_N decides; images that are "
     "equally near come in a fixed random order",
+    "decoder's features: Tokenizer.features of the first k codes, nothing else of the image",
     "f_k has all dimensions of the latent; PCA, fitted on train, has k",
     "random encoder: the same architecture before training, but no convolution starts at zero",
 )

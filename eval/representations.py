@@ -33,6 +33,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 # Names in tables and plots.
 CHANCE, PIXELS, PCA = "chance", "pixels", "PCA of pixels, k dimensions"
+FEATURES = "decoder's features"
 PARTIAL, CODES, LATENT = "partial latent f_k", "codes, one-hot", "latent f, no codes"
 
 Row = dict[str, Any]
@@ -143,12 +144,23 @@ def network_features(
     return over_images(images, lambda batch: (network(to_float(batch).to(device)),), label)[0]
 
 
-@torch.no_grad()
 def partial_latents(tokenizer: Tokenizer, codes: Tensor, length: int) -> Tensor:
     """f_k of codes int64 (n, N): float32 (n, D), on the CPU."""
+    return _of_prefixes(tokenizer, tokenizer.quantizer.dequantize, codes, length)
+
+
+def decoder_features(tokenizer: Tokenizer, codes: Tensor, length: int) -> Tensor:
+    """``Tokenizer.features`` of prefixes of codes int64 (n, N): float32 (n, F), on the CPU."""
+    return _of_prefixes(tokenizer, tokenizer.features, codes, length)
+
+
+@torch.no_grad()
+def _of_prefixes(
+    tokenizer: Tokenizer, function: Callable[[Tensor], Tensor], codes: Tensor, length: int
+) -> Tensor:
     device = tokenizer.quantizer.scale.device
-    parts = codes[:, :length].split(16 * CHUNK)
-    return torch.cat([tokenizer.quantizer.dequantize(part.to(device)).cpu() for part in parts])
+    parts = codes[:, :length].split(2 * CHUNK)
+    return torch.cat([function(part.to(device)).cpu() for part in parts])
 
 
 def score_features(parts: Parts, classes: int) -> tuple[Row, Ridge]:
@@ -206,7 +218,7 @@ def classify(
     classes, n = len(splits["train"].dataset.class_names), len(splits["test"])
     most = accuracy(splits["train"].labels.mode().values, splits["test"].labels)
     scores: Scores = {(CHANCE, None): {"linear": most, "knn": most}}
-    progress = Progress("probing", n * (2 + len(networks) + 3 * len(lengths)))
+    progress = Progress("probing", n * (2 + len(networks) + 4 * len(lengths)))
 
     def labelled(features: Callable[[Split], Tensor]) -> Parts:
         return {split: Labelled(features(split), one.labels) for split, one in splits.items()}
@@ -218,6 +230,8 @@ def classify(
 
     pixels = add(PIXELS, None, lambda split: to_float(described[split].pixels))
     add(LATENT, None, lambda split: described[split].latents)
+    for k in lengths:
+        add(FEATURES, k, lambda split, k=k: decoder_features(tokenizer, described[split].codes, k))
     for k in lengths:
         add(PARTIAL, k, lambda split, k=k: partial_latents(tokenizer, described[split].codes, k))
     codes, sizes = labelled(lambda split: described[split].codes), tokenizer.config.quantizer.sizes

@@ -12,6 +12,7 @@ from eval.classifiers import SquaredDistances, closest, nearest, nearest_codes, 
 from eval.representations import (
     CHANCE,
     CODES,
+    FEATURES,
     LATENT,
     PARTIAL,
     PIXELS,
@@ -19,6 +20,7 @@ from eval.representations import (
     Described,
     Images,
     Scores,
+    decoder_features,
     describe,
     partial_latents,
 )
@@ -127,6 +129,8 @@ def rankings(
 
     yield PIXELS, None, by(lambda images: to_float(images.pixels))
     yield LATENT, None, by(lambda images: images.latents)
+    for k in lengths:
+        yield FEATURES, k, by(lambda images, k=k: decoder_features(tokenizer, images.codes, k))
     for k in lengths:
         yield PARTIAL, k, by(lambda images, k=k: partial_latents(tokenizer, images.codes, k))
     codes = queries.codes, database.codes

@@ -27,6 +27,8 @@ class Decoder(nn.Module):
             width, coarsest = config.widths[level], level == len(config.widths) - 1
             layers += blocks(width, config.decoder_blocks[level], config.attention and coarsest)
             layers += [group_norm(width), nn.SiLU()]
+            if coarsest:
+                self.coarse_layers = len(layers)  # before the picture grows
             finer = config.widths[level - 1] if level > 0 else 3
             layers.append(nn.ConvTranspose2d(width, finer, 4, stride=2, padding=1))
         nn.init.zeros_(layers[-1].weight)  # type: ignore[bad-argument-type]
@@ -36,6 +38,16 @@ class Decoder(nn.Module):
         self.shortcut = nn.ConvTranspose2d(config.latent_channels, 3, patch, stride=patch)
 
     def forward(self, latents: Tensor, prefix_lengths: Tensor) -> Tensor:
-        maps = latents.view(-1, *self.latent_shape).contiguous(memory_format=torch.channels_last)
-        told = self.prefix_embedding(prefix_lengths - 1)[:, :, None, None]
-        return self.shortcut(maps) + self.network(self.input(maps) + told)
+        maps = self._maps(latents)
+        return self.shortcut(maps) + self.network(self._input(maps, prefix_lengths))
+
+    def features(self, latents: Tensor, prefix_lengths: Tensor) -> Tensor:
+        """What the network makes of latents before the picture grows: (B, widths[-1], h, w)."""
+        hidden = self._input(self._maps(latents), prefix_lengths)
+        return self.network[: self.coarse_layers](hidden)
+
+    def _maps(self, latents: Tensor) -> Tensor:
+        return latents.view(-1, *self.latent_shape).contiguous(memory_format=torch.channels_last)
+
+    def _input(self, maps: Tensor, prefix_lengths: Tensor) -> Tensor:
+        return self.input(maps) + self.prefix_embedding(prefix_lengths - 1)[:, :, None, None]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pqvae.cli import UserError
 from pqvae.config import config_from_dict, config_to_dict
@@ -16,6 +17,7 @@ from stage1_tokenizer.encoder import ArchitectureConfig, Encoder
 from stage1_tokenizer.gumbel import GumbelQuantizer
 from stage1_tokenizer.quantizer import ProgressiveQuantizer, QuantizerConfig
 
+FEATURE_GRID = 4  # cells on a side, whose features are averaged
 REFINE_STEP = 0.06  # times the gradient of an image's squared error: far from overshooting
 
 
@@ -123,9 +125,31 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: k is 0 or above N, or a code is outside [0, K).
         """
-        latents = self.quantizer.dequantize(codes)
+        return self.decoder(*self._prefix(codes)).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def features(self, codes: Tensor) -> Tensor:
+        """What any prefix of the codes means: numbers to search and to classify images by.
+
+        They are the decoder's, before the picture grows, averaged over the cells of a 4x4 grid.
+        What images show is nearer at hand in them than in pixels or in the latent itself.
+
+        Args:
+            codes: As for ``decode``.
+
+        Returns:
+            float32 (B, 16 x the decoder's width at its coarsest resolution).
+
+        Raises:
+            ValueError: As ``decode`` does.
+        """
+        maps = self.decoder.features(*self._prefix(codes)).float()
+        return F.adaptive_avg_pool2d(maps, FEATURE_GRID).flatten(1)
+
+    def _prefix(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder is given for prefixes (B, k): their latents and lengths."""
         lengths = torch.full((len(codes),), codes.shape[1], device=codes.device)
-        return self.decoder(latents, lengths).float().clamp(-1, 1)
+        return self.quantizer.dequantize(codes), lengths
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:

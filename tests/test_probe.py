@@ -90,9 +90,10 @@ def test_classes_that_the_first_code_tells_are_told(
     for name in ("pixels", "latent f, no codes", "random encoder"):
         assert rows[name, None]["linear"] == rows[name, None]["knn"] == 100
     for k in LENGTHS:
-        row = rows["partial latent f_k", k]
-        assert row["linear"] == row["knn"] == row["precision"] == 100
-        assert row["bits"] == 3 * k
+        for name in ("partial latent f_k", "decoder's features"):
+            row = rows[name, k]
+            assert row["linear"] == row["knn"] == row["precision"] == 100
+            assert row["bits"] == 3 * k
         assert rows["codes, one-hot", k]["linear"] > 95
         pca = rows["PCA of pixels, k dimensions", k]
         assert (pca["dimensions"], pca["linear"], pca["knn"]) == (k, 100, 100)

@@ -49,6 +49,27 @@ def test_prefix_decodes_alike_whatever_follows(
         before = images
 
 
+def test_features_are_of_the_prefix_alone_and_what_the_picture_grows_from(
+    tiny_tokenizer: Tokenizer, blob_images: "BlobImages"
+) -> None:
+    codes = tiny_tokenizer.encode(blob_images(8, SIZE, 1))
+    decoder = tiny_tokenizer.decoder
+    for k in (1, 3, tiny_tokenizer.num_codes):
+        latents = tiny_tokenizer.quantizer.dequantize(codes[:, :k])
+        with torch.inference_mode():
+            maps = decoder.features(latents, torch.full((8,), k))
+            grown = decoder.network[decoder.coarse_layers :](maps)
+            image = grown + decoder.shortcut(latents.view(-1, *decoder.latent_shape))
+        assert torch.allclose(image.clamp(-1, 1), tiny_tokenizer.decode(codes[:, :k]), atol=1e-5)
+        found = tiny_tokenizer.features(codes[:, :k])
+        # A map of 4x4 as it is; channel by channel, row by row.
+        assert torch.allclose(found.view(8, -1, 4, 4), maps)
+        alone = torch.cat([tiny_tokenizer.features(row[None, :k]) for row in codes])
+        assert torch.allclose(alone, found, atol=1e-5)
+    with pytest.raises(ValueError, match="prefix"):
+        tiny_tokenizer.features(codes[:, :0])
+
+
 def test_decoding_an_image_needs_no_other(
     tiny_tokenizer: Tokenizer, blob_images: "BlobImages"
 ) -> None:
