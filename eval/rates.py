@@ -101,7 +101,7 @@ def measure_psnr(
     device = tokenizer.quantizer.scale.device
     parts = []
     for chunk in torch.arange(len(codes)).split(CHUNK):
-        originals = dataset.images([indices[place] for place in chunk])
+        originals = dataset.images([indices[place] for place in chunk.tolist()])
         whole = codes[chunk].to(device)
         values = [psnr(start, originals)]
         for k in range(1, codes.shape[1] + 1):
