@@ -35,8 +35,6 @@ PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
 START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 RESIDUAL_IMAGES = 4096  # of a split at most, for what prefixes leave of the latents
-# Width of the beam and steps of refinement behind each PSNR in result.json.
-SEARCHES = {"psnr": (1, 0), "psnr_beam8": (8, 0), "psnr_refine8": (1, 8)}
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
 
 CURVES = {
@@ -255,18 +253,13 @@ class TokenizerTask:
 
 
 def measure_psnr(
-    tokenizer: Tokenizer,
-    dataset: ImageDataset,
-    lengths: Sequence[int],
-    limit: int,
-    beam: int = 1,
-    refine: int = 0,
+    tokenizer: Tokenizer, dataset: ImageDataset, lengths: Sequence[int], limit: int
 ) -> list[float]:
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
     values = []
     for chunk in spread_indices(dataset, min(limit, len(dataset))).split(256):
         originals = dataset.images(chunk)
-        decoded = reconstruct(tokenizer, originals, lengths, beam, refine)
+        decoded = reconstruct(tokenizer, originals, lengths)
         values.append(torch.stack([psnr(images, originals) for images in decoded]))
     return torch.cat(values, dim=1).mean(1).tolist()
 
@@ -298,10 +291,7 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     """The final figures of the kept model, on the test split and on training codes."""
     tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
     test_images = task.test_images
-    values = {
-        name: measure_psnr(tokenizer, test_images, task.lengths, len(test_images), beam, refine)
-        for name, (beam, refine) in SEARCHES.items()
-    }
+    values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
     residuals = [
         residual_shares(tokenizer, images, RESIDUAL_IMAGES)
         for images in (task.train_images, test_images)
@@ -312,10 +302,7 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     sizes = task.config.quantizer.sizes
     used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
     return {
-        **{
-            name: {str(k): round(v, 3) for k, v in zip(task.lengths, one, strict=True)}
-            for name, one in values.items()
-        },
+        "psnr": {str(k): round(v, 3) for k, v in zip(task.lengths, values, strict=True)},
         "psnr_split": test_images.name,
         "psnr_images": len(test_images),
         "residual_train": [round(share, 4) for share in residuals[0]],
@@ -352,10 +339,8 @@ def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
     result = report(task, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
-    for name, (beam, refine) in SEARCHES.items():
-        search = f"beam {beam}" if beam > 1 else f"refine {refine}" if refine else "greedy codes"
-        text = "  ".join(f"{k}:{value:.2f}" for k, value in result[name].items())
-        print(f"test PSNR in dB by prefix length, {search}  {text}")
+    text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
+    print(f"test PSNR in dB by prefix length  {text}")
     again = "" if out == Config().out else f" tokenizer={out} out={out}-prior"
     print(
         f"made {folder}/model; look at {folder}/prefixes.png, "
