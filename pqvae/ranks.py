@@ -7,7 +7,9 @@ them there is one process, every function here is a no-op, and torch.distributed
 
 import contextlib
 import os
+import pickle
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +24,11 @@ T = TypeVar("T")
 
 # Others wait while the first one evaluates, or encodes a data set.
 PATIENCE = timedelta(hours=6)
+
+# Gloo's threads let go of a tensor a moment after its collective is done. If its Python object has
+# gone by then, that takes the interpreter, and a process at its very end aborts. So those stay that
+# may be the last ones of a run.
+_kept: "deque[Tensor]" = deque(maxlen=8)
 
 
 def rank() -> int:
@@ -78,9 +85,14 @@ def share(value: T) -> T:
     import torch
     from torch import distributed
 
-    box = [value]
-    distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    data = torch.tensor(list(pickle.dumps(value) if is_first() else b""), dtype=torch.uint8)
+    size = torch.tensor(len(data))
+    _kept.append(size)
+    distributed.broadcast(size, src=0)
+    data.resize_(int(size))
+    _kept.append(data)
+    distributed.broadcast(data, src=0)
+    return pickle.loads(data.numpy().tobytes())
 
 
 def first_does(function: Callable[[], T]) -> T:
@@ -112,6 +124,7 @@ def any_of(flag: bool) -> bool:
     from torch import distributed
 
     flags = torch.tensor(int(flag))  # on the CPU: a GPU need not be waited for
+    _kept.append(flags)
     distributed.all_reduce(flags, distributed.ReduceOp.MAX)
     return bool(flags)
 
@@ -156,10 +169,10 @@ def check_alike(digest: Callable[[], str], what: str) -> None:
     """
     if count() == 1:
         return
-    from torch import distributed
+    import torch
 
-    digests: list[str] = [""] * count()
-    distributed.all_gather_object(digests, digest())
+    own = torch.tensor([list(digest().encode())], dtype=torch.uint8)
+    digests = [bytes(row.tolist()).decode() for row in gather(own, rank(), count())]
     apart = [index for index, other in enumerate(digests) if other != digests[0]]
     if apart:
         raise UserError(
