@@ -163,7 +163,7 @@ def score(
         "KID_subsets_of": subsets if "kid" in metrics else None,  # 100 of them
     }
     if "fid" in metrics and fewest < extractor.dimensions:
-        fid, kid = (score_name(key, extractor).upper() for key in ("fid", "kid"))
+        fid, kid = (column.title for column in columns(extractor)[2:4])
         notes.append(
             f"{fid} of {fewest:,} images, fewer than its {extractor.dimensions:,} features, is "
             f"biased upwards; compare it at equal counts only, or compare {kid}, which is unbiased"
