@@ -32,11 +32,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vector_quantize_pytorch import FSQ, VectorQuantize  # type: ignore[missing-import]
+from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
 
+from eval.plot import PALETTE
+from eval.spatial_vq import ENTRIES, vector_quantizer
 from pqvae.cli import SIGNALLED, Parser, UserError, command
 from pqvae.config import config_from_dict
-from pqvae.curves import COLOURS, DPI, INK, finish_axes
+from pqvae.curves import DPI, INK, finish_axes
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 from pqvae.files import atomic_path, write_json
 from pqvae.images import psnr, to_float, to_uint8
@@ -58,7 +60,6 @@ GUMBEL = QuantizerConfig(num_codes=72, codebook_sizes=(256,), assignment="gumbel
 OBJECTIVE, TRAINER, IMAGE_SIZE = Config().objective, Config().trainer, Config().data.image_size
 BATCH = TRAINER.batch_size
 BITS = 576  # of every method at its full length
-ENTRIES = 512  # of a baseline's codebook
 PLACES, CHANNELS = 64, 16  # of the encoder's 8x8 map
 # What prefixes of ours may cost where they are scored: powers of two, and the other methods' bits.
 BUDGETS = (8, 9, 16, 18, 32, 36, 64, 72, 128, 144, 256, 288, 432, 512, BITS)
@@ -66,7 +67,6 @@ SEARCHES = {"beam": 8, "refine": 8}  # how else ours may encode: psnr_beam8, psn
 CLUSTERED_IMAGES = 256  # by the library's k-means, which is slow
 TEST_IMAGES, RESIDUAL_IMAGES = 10_000, 2_000  # at most
 LIBRARY = "vector-quantize-pytorch"
-PALETTE = (*COLOURS, "#E69F00", "#56B4E9")  # one for each method; also of Okabe and Ito
 
 
 class Method(nn.Module):
@@ -336,24 +336,6 @@ METHODS: dict[str, type[Method]] = {
     "registers": Registers,
     "gumbel": Gumbel,
 }
-
-
-def vector_quantizer(dim: int, places: int) -> VectorQuantize:
-    """The library's vector quantization, of so many vectors an image.
-
-    Gradients pass straight through: the library's default, the rotation trick, ended 2.4 dB lower
-    in ``SpatialVQ`` after 250 steps on emoji. An entry is revived when used less than a tenth as
-    often as the mean, as ours is; the customary two uses a batch are the mean of a 4x4 map.
-    """
-    return VectorQuantize(
-        dim=dim,
-        codebook_size=ENTRIES,
-        decay=0.99,
-        kmeans_init=True,
-        threshold_ema_dead_code=OURS.revive_below * BATCH * places / ENTRIES,
-        commitment_weight=OBJECTIVE.commitment,
-        rotation_trick=False,
-    )
 
 
 def train(name: str, method: Method, images: TrainingImages, seconds: float) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from torch.nn import functional as F
 
 from eval.extractors import Extractor, extractor_facts
 from eval.features import Images, extract
-from eval.rates import encode, prior_bits
+from eval.rates import prior_bits
 from eval.samples import Samples, sample_facts
-from eval.tokenized import data_facts, subset
+from eval.tokenized import Reconstructions, asked_subset, data_facts, encode, subset
 from pqvae.cli import UserError
 from pqvae.datasets import ImageDataset
 from pqvae.logs import Progress
 from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.training import reconstruct
 from stage2_prior import Prior
 
 SPACES = ("features", "pixels")
@@ -67,22 +66,6 @@ class _Points:
     content_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """A data set as the tokenizer gives it back."""
-
-    dataset: ImageDataset
-    generator: Generator
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def images(self, indices: Sequence[int], /) -> Tensor:
-        tokenizer, lengths = self.generator.tokenizer, [self.generator.prefix_length]
-        parts = self.dataset.images(indices).split(CHUNK)
-        return torch.cat([reconstruct(tokenizer, part, lengths)[0] for part in parts])
-
-
 def compare(
     samples: Samples,
     train: ImageDataset,
@@ -109,26 +92,29 @@ def compare(
     Raises:
         UserError: Fewer training images than asked for, or fewer than 2.
     """
-    if reference_n is not None and reference_n > len(train):
-        raise UserError(f"--reference-n {reference_n}: {train.name} holds {len(train)} images")
-    seen, held_out = subset(len(train), reference_n), subset(len(test), len(samples))
+    seen = asked_subset(train, reference_n, "--reference-n")
+    held_out = subset(len(test), len(samples))
     if len(seen) < 2:
         raise UserError(f"{train.name}: 2 training images or more are needed, not {len(seen)}")
 
-    some = seen[: len(held_out)]
+    def describe(images: Images, indices: Sequence[int], subject: str) -> _Points:
+        return _describe(extractor, images, indices, device, cache, subject)
+
     # The samples come first: one that is damaged should be found before an hour of reference.
-    sides: dict[str, tuple[Images, Sequence[int]]] = {
-        "samples": (samples, range(len(samples))),
-        "held-out": (test, held_out),
-    }
+    described = {"samples": describe(samples, range(len(samples)), "samples")}
+    described["held-out"] = describe(test, held_out, "held-out")
+    bits = {}
     if generator is not None:
-        sides["held-out, decoded"] = (_Decoded(test, generator), held_out)
-        sides["training, decoded"] = (_Decoded(train, generator), some)
-    described = {
-        subject: _describe(extractor, *side, device, cache, subject)
-        for subject, side in {**sides, "training": (train, seen)}.items()
-    }
-    reference = described.pop("training")
+        some = seen[: len(held_out)]
+        for subject, dataset, chosen in (
+            ("held-out, decoded", test, held_out),
+            ("training, decoded", train, some),
+        ):
+            codes = encode(generator.tokenizer, dataset, chosen)
+            bits[subject] = prior_bits(generator.prior, codes, dataset, chosen)
+            decoded = Reconstructions(generator.tokenizer, codes[:, : generator.prefix_length])
+            described[subject] = describe(decoded, range(len(decoded)), subject)
+    reference = describe(train, seen, "training")
     known, order = set(reference.digests), torch.tensor(seen)
     rows: list[dict[str, Any]] = []
     found: list[dict[str, Neighbours]] = []
@@ -141,9 +127,8 @@ def compare(
         equal = sum(digest in known for digest in side.digests)
         rows.append({"subject": subject, "images": len(side.digests), "equal": equal})
         rows[-1] |= _figures(neighbours)
-    if generator is not None:
-        rows[2] |= _bits(generator, test, held_out)
-        rows[3] |= _bits(generator, train, some)
+        for name, of_positions in bits.get(subject, {}).items():
+            rows[-1][f"{name}_bits"] = of_positions.sum().item()
     control = rows[1 if generator is None else 2]
     rows.append({"subject": f"samples / {control['subject']}"})
     for key in (f"{space}_distance" for space in SPACES):
@@ -235,7 +220,6 @@ def _describe(
     cache: Path | None,
     label: str,
 ) -> _Points:
-
     features = extract(extractor, images, indices, device=device, cache=cache, label=label)
     shrunk, digests = [], []
     for start in range(0, len(indices), CHUNK):
@@ -280,10 +264,3 @@ def open_generator(samples: Samples, data: str, device: torch.device) -> Generat
     if hashes != (record.get("prior_hash"), record.get("tokenizer_hash")):
         raise UserError(f"{record['prior']} or its tokenizer has changed since it made the samples")
     return Generator(prior, tokenizer, record.get("settings", {}).get("prefix", len(prior.sizes)))
-
-
-def _bits(generator: Generator, dataset: ImageDataset, indices: Sequence[int]) -> dict[str, float]:
-
-    codes = encode(generator.tokenizer, dataset, indices)
-    rates = prior_bits(generator.prior, codes, dataset, indices)
-    return {f"{name}_bits": bits.sum().item() for name, bits in rates.items()}

@@ -1,5 +1,6 @@
 """Feature networks: the standard FID Inception, and a fast substitute that says its own name."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -43,6 +44,15 @@ def load_extractor(name: ExtractorName, weights: Path | None = None) -> Extracto
     from eval import inception, lite0
 
     return (inception if name == "inception" else lite0).load(weights)
+
+
+def installed_file(package: str, *parts: str) -> Path | None:
+    """A file of an installed package, found without importing the package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0], *parts)
+    return path if path.is_file() else None
 
 
 def extractor_facts(extractor: Extractor) -> dict[str, str]:

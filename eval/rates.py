@@ -8,29 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.tokenized import decode
 from pqvae.datasets import ImageDataset
-from pqvae.images import psnr, to_float, to_uint8
+from pqvae.images import psnr
 from pqvae.logs import Progress
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 
 CHUNK = 256  # images at once
 TRAIN = "train_"  # begins the names of rates on training images
-
-
-def encode(
-    tokenizer: Tokenizer, dataset: ImageDataset, indices: Sequence[int], beam: int = 1
-) -> Tensor:
-    """Codes of the images named, int64 (n, N), on the CPU."""
-    progress = Progress("encoding", len(indices))
-    device = tokenizer.quantizer.scale.device
-    parts = []
-    for chunk in torch.tensor(indices).split(CHUNK):
-        images = to_float(dataset.images(chunk)).to(device)
-        parts.append(tokenizer.encode(images, beam).cpu())
-        progress.advance(len(chunk))
-    progress.close()
-    return torch.cat(parts)
 
 
 def position_bits(prior: Prior, codes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -98,15 +84,12 @@ def measure_psnr(
         float64 (n, N + 1) in dB, from no code to all of them.
     """
     progress = Progress("decoding", len(indices))
-    device = tokenizer.quantizer.scale.device
     parts = []
     for chunk in torch.arange(len(codes)).split(CHUNK):
         originals = dataset.images([indices[place] for place in chunk.tolist()])
-        whole = codes[chunk].to(device)
         values = [psnr(start, originals)]
         for k in range(1, codes.shape[1] + 1):
-            decoded = to_uint8(tokenizer.decode(whole[:, :k])).cpu()
-            values.append(psnr(decoded, originals))
+            values.append(psnr(decode(tokenizer, codes[chunk, :k]), originals))
         parts.append(torch.stack(values, dim=1))
         progress.advance(len(chunk))
     progress.close()

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 EXTRACTORS = ("inception", "lite0", "none")
 SPLITS = ("train", "val", "test")
-CHUNK_PIXELS = 1 << 18  # of the images that are in work at once
 PICTURE_ROWS = 2  # of the best, the median and the worst images each
 
 EXAMPLES = """\
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from eval.plot import save_plot
     from eval.report import format_report, make_report, write_report
     from eval.scoring import score_name
-    from eval.tokenized import data_facts, open_tokenizer, subset, tokenizer_facts
+    from eval.tokenized import asked_subset, data_facts, open_tokenizer, tokenizer_facts
     from pqvae.datasets import open_dataset
     from pqvae.runtime import select_device
     from stage1_tokenizer.training import prefix_grid, save_prefix_grid
@@ -68,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = select_device(args.device)
     tokenizer, data = open_tokenizer(args.tokenizer, args.data, device)
     dataset = open_dataset(data, args.split)
-    if args.n is not None and args.n > len(dataset):
-        raise UserError(f"--n {args.n}: {dataset.name} holds {len(dataset)} images")
-    indices = subset(len(dataset), args.n)
+    indices = asked_subset(dataset, args.n, "--n")
     extractor, lite0, notes = _networks(args.extractor, args.weights, device)
     if extractor is not None and len(indices) < 2:
         raise UserError(f"{dataset.name}: rFID needs 2 images or more; pass --extractor none")
@@ -147,6 +144,7 @@ def measure(
     import torch
 
     from eval.distortion import lite0_distance, ssim
+    from eval.tokenized import chunk_size, decode
     from pqvae.images import psnr, to_float
     from pqvae.logs import Progress
 
@@ -158,32 +156,16 @@ def measure(
     codes: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.inference_mode():
-        for chunk in torch.tensor(indices).split(_chunk(tokenizer)):
+        for chunk in torch.tensor(indices).split(chunk_size(tokenizer)):
             originals = dataset.images(chunk)
             codes.append(tokenizer.encode(to_float(originals).to(device), beam, refine).cpu())
-            decoded = [_decode(tokenizer, codes[-1][:, :k]) for k in lengths]
+            decoded = [decode(tokenizer, codes[-1][:, :k]) for k in lengths]
             for name, of in measures.items():
                 rows = [of(images, originals).cpu() for images in decoded]
                 values[name].append(torch.stack(rows))
             progress.advance(len(chunk))
     progress.close()
     return torch.cat(codes), {name: torch.cat(parts, 1) for name, parts in values.items()}
-
-
-class Reconstructions:
-    """What prefixes of codes decode to, as images by number: they are decoded when asked for."""
-
-    def __init__(self, tokenizer: "Tokenizer", codes: "Tensor") -> None:
-        self._tokenizer, self._codes = tokenizer, codes
-
-    def __len__(self) -> int:
-        return len(self._codes)
-
-    def images(self, indices: Sequence[int], /) -> "Tensor":
-        import torch
-
-        parts = self._codes[list(indices)].split(_chunk(self._tokenizer))
-        return torch.cat([_decode(self._tokenizer, part) for part in parts])
 
 
 def frechet_distances(
@@ -206,6 +188,7 @@ def frechet_distances(
     """
     from eval.features import default_cache, extract
     from eval.statistics import frechet_distance, statistics_of
+    from eval.tokenized import Reconstructions
 
     device = tokenizer.quantizer.scale.device
     features = functools.partial(extract, extractor, device=device, cache=default_cache())
@@ -262,18 +245,6 @@ def _networks(
         notes.append(f"left out what lite0 measures: {error}")
     name = name or ("none" if lite0 is None else "lite0")
     return None if name == "none" else load_extractor(name, weights), lite0, notes
-
-
-def _chunk(tokenizer: "Tokenizer") -> int:
-    """How many images are in work at once."""
-    return max(8, CHUNK_PIXELS // tokenizer.config.image_size**2)
-
-
-def _decode(tokenizer: "Tokenizer", codes: "Tensor") -> "Tensor":
-    """Codes (B, k) to uint8 (B, 3, H, W) on the CPU."""
-    from pqvae.images import to_uint8
-
-    return to_uint8(tokenizer.decode(codes.to(tokenizer.quantizer.scale.device))).cpu()
 
 
 def _columns() -> "list[Column]":

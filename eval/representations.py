@@ -18,7 +18,7 @@ from eval.classifiers import (
     softmax_regression,
     vote,
 )
-from eval.tokenized import subset
+from eval.tokenized import asked_subset
 from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset, Split, open_dataset
 from pqvae.images import to_float, to_uint8
@@ -83,9 +83,7 @@ def open_splits(
                 f"{dataset.name}: no classes to tell apart; put the images into class folders, or "
                 "give others with --data"
             )
-        if n is not None and n > len(dataset):
-            raise UserError(f"--{split}-n {n}: {dataset.name} holds {len(dataset)} images")
-        indices = subset(len(dataset), n)
+        indices = asked_subset(dataset, n, f"--{split}-n")
         splits[split] = Images(dataset, indices, dataset.labels[indices])
     if len(splits["test"]) < 2:
         raise UserError(f"{splits['test'].dataset.name}: 1 image, but retrieval needs 2 or more")

@@ -16,7 +16,7 @@ from eval.metrics import FEWEST, METRIC_SEED, compute
 from eval.report import Column
 from eval.samples import Samples, sample_facts
 from eval.statistics import Statistics, statistics_of
-from eval.tokenized import data_facts, subset
+from eval.tokenized import asked_subset, data_facts, subset
 from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 
@@ -105,10 +105,10 @@ def score(
     train = reference if isinstance(reference, ImageDataset) else None
     metrics, notes = _possible(metrics, extractor, has_images=train is not None)
     _require_images(metrics, len(samples), str(samples.path))
+    indices: dict[str, list[int]] = {}
     if train is not None:
-        if reference_n is not None and reference_n > len(train):
-            raise UserError(f"--reference-n {reference_n}: {train.name} holds {len(train)} images")
-        _require_images(metrics, reference_n or len(train), train.name)
+        indices["reference"] = asked_subset(train, reference_n, "--reference-n")
+        _require_images(metrics, len(indices["reference"]), train.name)
     sample_classes = _sample_classes(samples, train) if by_class else None
     floor_n = 0 if test is None else min(len(test), len(samples))
     if floor_n < max(FEWEST[metric] for metric in metrics):
@@ -130,11 +130,9 @@ def score(
     sides = {"samples": features(samples, range(len(samples)), "samples")}
     facts = sample_facts(samples, sides["samples"].content_hash)
     real, statistics, fewest = None, None, len(samples)
-    indices: dict[str, list[int]] = {}
     if isinstance(reference, Statistics):
         statistics, facts["reference"] = reference, reference.facts
     else:
-        indices["reference"] = subset(len(reference), reference_n)
         real = features(reference, indices["reference"], "reference")
         statistics = statistics_of(real) if "fid" in metrics else None
         fewest = min(len(samples), len(real))

@@ -22,6 +22,25 @@ from stage1_tokenizer.training import PATCH_IMAGES, Config
 ENTRIES = 512
 CLUSTERED_IMAGES = 256  # by the library's k-means, which is slow
 OBJECTIVE, TRAINER = Config().objective, Config().trainer
+REVIVE_BELOW = Config().quantizer.revive_below
+
+
+def vector_quantizer(dim: int, places: int) -> VectorQuantize:
+    """The library's vector quantization, of so many vectors an image.
+
+    Gradients pass straight through: the library's default, the rotation trick, ended 2.4 dB lower
+    in a spatial VQ-VAE after 250 steps on emoji. An entry is revived when used less than a tenth as
+    often as the mean, as ours is; the customary two uses a batch are the mean of a 4x4 map.
+    """
+    return VectorQuantize(
+        dim=dim,
+        codebook_size=ENTRIES,
+        decay=0.99,
+        kmeans_init=True,
+        threshold_ema_dead_code=REVIVE_BELOW * TRAINER.batch_size * places / ENTRIES,
+        commitment_weight=OBJECTIVE.commitment,
+        rotation_trick=False,
+    )
 
 
 class SpatialVQ(nn.Module):
@@ -38,16 +57,7 @@ class SpatialVQ(nn.Module):
         self.networks = Tokenizer(config)
         self.channels, height, width = architecture.latent_shape(image_size)
         self.places = height * width
-        self.quantizer = VectorQuantize(
-            dim=self.channels,
-            codebook_size=ENTRIES,
-            decay=0.99,
-            kmeans_init=True,
-            # An entry is revived when used less than a tenth as often as the mean.
-            threshold_ema_dead_code=0.1 * TRAINER.batch_size * self.places / ENTRIES,
-            commitment_weight=OBJECTIVE.commitment,
-            rotation_trick=False,  # the library's default, which learns more slowly here
-        )
+        self.quantizer = vector_quantizer(self.channels, self.places)
 
     @torch.no_grad()
     def start(self, images: Tensor) -> None:

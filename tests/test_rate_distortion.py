@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval import rates
+from eval import rates, tokenized
 from eval.rate_distortion import main
-from eval.rates import encode, mean_image, measure_psnr, position_bits, prefix_rows
+from eval.rates import mean_image, measure_psnr, position_bits, prefix_rows
+from eval.tokenized import encode
 from pqvae.config import config_to_yaml
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 from pqvae.images import psnr, to_float
@@ -151,6 +152,7 @@ def test_every_prefix_is_measured_as_the_reconstruction_of_each_image(
     expected = (images.images([1, 3]).double().mean(0)).round().to(torch.uint8)
     assert torch.equal(start, expected)
     monkeypatch.setattr(rates, "CHUNK", 3)
+    monkeypatch.setattr(tokenized, "chunk_size", lambda _: 3)
     codes = encode(tokenizer, images, indices, beam)
     found = measure_psnr(tokenizer, images, indices, codes, start)
     for row, index in zip(found, indices, strict=True):

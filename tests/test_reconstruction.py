@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval import lite0, reconstruction
+from eval import lite0, tokenized
 from eval.distortion import lite0_distance, ssim
 from eval.extractors import Extractor
 from eval.features import Features
-from eval.reconstruction import Reconstructions, main, measure, picture_rows
+from eval.reconstruction import main, measure, picture_rows
 from eval.statistics import Statistics, frechet_distance, statistics_of
+from eval.tokenized import Reconstructions
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
 from pqvae.images import psnr
 from stage1_tokenizer import Tokenizer
@@ -162,7 +163,7 @@ def test_results_depend_on_neither_chunks_nor_order(
     tokenizer: Tokenizer, held_out: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes, values = measure(tokenizer, held_out, range(12), LENGTHS)
-    monkeypatch.setattr(reconstruction, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(tokenized, "CHUNK_PIXELS", 1)
     order = [7, 0, 11, 3, 2, 10, 9, 1, 4]
     others, of_others = measure(tokenizer, held_out, order, LENGTHS)
     assert torch.equal(others, codes[order])
