@@ -34,13 +34,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
 
-from eval.plot import PALETTE
+from eval.plot import Panel, save_plot
 from eval.spatial_vq import ENTRIES, vector_quantizer
 from pqvae.cli import SIGNALLED, Parser, UserError, command
 from pqvae.config import config_from_dict
-from pqvae.curves import DPI, INK, finish_axes
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
-from pqvae.files import atomic_path, write_json
+from pqvae.files import write_json
 from pqvae.images import psnr, to_float, to_uint8
 from pqvae.loader import TrainingImages, generator_for
 from pqvae.logs import SECONDS_BETWEEN_LINES, say
@@ -431,31 +430,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def draw(path: Path, results: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """PSNR against bits as a PNG, a colour for each method; nothing without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("no plot: matplotlib is not installed")
-        return
-    figure = Figure(figsize=(9, 5), dpi=DPI, layout="constrained", facecolor="white")
-    axes, ends = figure.subplots(), {}
-    colours = dict(zip(METHODS, PALETTE, strict=False))
+def panel(results: Mapping[str, Mapping[str, Any]], title: str) -> Panel:
+    """PSNR against bits, a line for each method; for ours, also with refined codes."""
+    lines = {}
     for name, result in results.items():
-        for key, suffix, style in ("psnr", "", "-o"), ("psnr_refine8", ", refined", "--D"):
-            if key in result:
-                (line,) = axes.plot(result["bits"], result[key], style, label=name + suffix)
-                line.set(color=colours[name], linewidth=1.6, markersize=5)
-                ends[line] = result[key][-1]
-    axes.set_xscale("log", base=2)
-    ticks = [8, 16, 32, 64, 128, 256, BITS]
-    axes.set_xticks(ticks, map(str, ticks), minor=False)
-    axes.set_xlabel("bits an image", color=INK)
-    axes.set_ylabel("PSNR, dB", color=INK)
-    finish_axes(axes, title, ends)
-    with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+        lines[name] = result["bits"], result["psnr"]
+        if "psnr_refine8" in result:
+            lines[f"{name}, refined"] = result["bits"], result["psnr_refine8"]
+    return Panel(title, "bits an image", lines, log=True)
 
 
 @command
@@ -501,8 +483,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         say(f"stopped; {args.json} keeps the methods that were finished")
         raise SystemExit(SIGNALLED + stopped.signum) from None
-    title = f"{Path(args.data).name}, {args.minutes:g} minutes each"
-    draw(args.json.with_suffix(".png"), report["methods"], title)
+    title = f"PSNR in dB on {Path(args.data).name}, {args.minutes:g} minutes each"
+    if not save_plot(args.json.with_suffix(".png"), [panel(report["methods"], title)]):
+        say("no plot: matplotlib is not installed")
     print(summary(report["methods"]))
 
 
