@@ -56,7 +56,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            steps=1400, batch_size=64, learning_rate=2e-3, evaluate_every=250
+            steps=2000, batch_size=64, learning_rate=2e-3, evaluate_every=250
         )
     )
 
