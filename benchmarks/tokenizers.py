@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
 
 from eval.plot import Panel, save_plot
-from eval.spatial_vq import ENTRIES, vector_quantizer
+from eval.spatial_vq import CLUSTERED_IMAGES, ENTRIES, vector_quantizer
 from pqvae.cli import SIGNALLED, Parser, UserError, command
 from pqvae.config import config_from_dict
 from pqvae.datasets import DataConfig, ImageDataset, open_dataset
@@ -63,7 +63,6 @@ PLACES, CHANNELS = 64, 16  # of the encoder's 8x8 map
 # What prefixes of ours may cost where they are scored: powers of two, and the other methods' bits.
 BUDGETS = (8, 9, 16, 18, 32, 36, 64, 72, 128, 144, 256, 288, 432, 512, BITS)
 SEARCHES = {"beam": 8, "refine": 8}  # how else ours may encode: psnr_beam8, psnr_refine8
-CLUSTERED_IMAGES = 256  # by the library's k-means, which is slow
 TEST_IMAGES, RESIDUAL_IMAGES = 10_000, 2_000  # at most
 LIBRARY = "vector-quantize-pytorch"
 
@@ -431,7 +430,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def panel(results: Mapping[str, Mapping[str, Any]], title: str) -> Panel:
-    """PSNR against bits, a line for each method; for ours, also with refined codes."""
+    """PSNR against bits, a line for each method, and one for refined codes where it has them."""
     lines = {}
     for name, result in results.items():
         lines[name] = result["bits"], result["psnr"]
