@@ -115,6 +115,7 @@ class ImageDataset:
         else:
             digests = [str(sample.size) for sample in samples]
         self._samples = samples if self._images is None else ()
+        self._threads = _threads(samples)
         self.keys = tuple(sample.key for sample in samples)
         indices = {class_name: index for index, class_name in enumerate(class_names)}
         self.labels = None
@@ -152,7 +153,7 @@ class ImageDataset:
         if not len(indices):
             return torch.empty((0, 3, self._image_size, self._image_size), dtype=torch.uint8)
         # A pool per call is cheap beside the decoding, and leaves none behind for a fork to break.
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(self._threads) as pool:
             return torch.stack(list(pool.map(self._decode, indices.tolist())))
 
     def _decode(self, index: int) -> Tensor:
@@ -449,8 +450,10 @@ def _download(url: str, read: Callable[[bool], T]) -> T:
 # Decoding.
 
 
-def _threads() -> int:
-    return min(16, os.cpu_count() or 1)
+def _threads(samples: Sequence[Sample]) -> int:
+    """How many threads decode: of images of a few kB, more than two only wait for Python's lock."""
+    mean_bytes = sum(max(sample.size, 0) for sample in samples) // len(samples)
+    return min(16, os.cpu_count() or 1, max(2, mean_bytes // 1000))
 
 
 def _decode_all(
@@ -479,7 +482,7 @@ def _decode_all(
     digests: list[str] = []
     readable: list[int] = []
     unreadable: list[tuple[Sample, ImageError]] = []
-    with ThreadPoolExecutor(_threads()) as pool:  # Pillow decodes outside of Python's lock
+    with ThreadPoolExecutor(_threads(samples)) as pool:  # Pillow decodes outside of Python's lock
         results = pool.map(decode, chunks)
         bar = tqdm(results, f"reading {name}", len(chunks), leave=False, disable=None, delay=2)
         for index, result in enumerate(result for chunk in bar for result in chunk):

@@ -27,7 +27,8 @@ from pqvae.pretrained import load_model, save_model
 from stage1_tokenizer.quantizer import ProgressiveQuantizer
 
 with warnings.catch_warnings():  # it scripts a function on import, which torch has deprecated
-    warnings.simplefilter("ignore", FutureWarning)
+    for category in (DeprecationWarning, FutureWarning):  # which one depends on torch's version
+        warnings.simplefilter("ignore", category)
     from x_transformers import Decoder
     from x_transformers.x_transformers import LayerIntermediates
 
