@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.tokenized import decode
+from eval.tokenized import chunk_size, decode
 from pqvae.datasets import ImageDataset
 from pqvae.images import psnr
 from pqvae.logs import Progress
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 
-CHUNK = 256  # images at once
+CHUNK = 256  # sequences at once
 TRAIN = "train_"  # begins the names of rates on training images
 
 
@@ -59,7 +59,7 @@ def prior_bits(
 
 def mean_image(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
     """The best picture without any code: the mean of the images named, uint8 (3, H, W)."""
-    chunks = torch.tensor(indices).split(CHUNK)
+    chunks = torch.tensor(indices).split(chunk_size(dataset.image_size))
     total = torch.stack([dataset.images(chunk).double().sum(0) for chunk in chunks]).sum(0)
     return (total / len(indices)).round().to(torch.uint8)
 
@@ -85,7 +85,7 @@ def measure_psnr(
     """
     progress = Progress("decoding", len(indices))
     parts = []
-    for chunk in torch.arange(len(codes)).split(CHUNK):
+    for chunk in torch.arange(len(codes)).split(chunk_size(dataset.image_size)):
         originals = dataset.images([indices[place] for place in chunk.tolist()])
         values = [psnr(start, originals)]
         for k in range(1, codes.shape[1] + 1):

@@ -156,7 +156,7 @@ def measure(
     codes: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.inference_mode():
-        for chunk in torch.tensor(indices).split(chunk_size(tokenizer)):
+        for chunk in torch.tensor(indices).split(chunk_size(dataset.image_size)):
             originals = dataset.images(chunk)
             codes.append(tokenizer.encode(to_float(originals).to(device), beam, refine).cpu())
             decoded = [decode(tokenizer, codes[-1][:, :k]) for k in lengths]

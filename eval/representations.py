@@ -18,7 +18,7 @@ from eval.classifiers import (
     softmax_regression,
     vote,
 )
-from eval.tokenized import asked_subset
+from eval.tokenized import asked_subset, chunk_size
 from pqvae.cli import UserError
 from pqvae.datasets import DataConfig, ImageDataset, Split, open_dataset
 from pqvae.images import to_float, to_uint8
@@ -27,7 +27,7 @@ from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.encoder import ArchitectureConfig, Encoder
 
 NEIGHBOURS = 10  # that vote
-CHUNK = 256  # images encoded at once
+CHUNK = 512  # codes decoded at once
 PIXELS_SIDE = 32  # raw pixels of larger images are averaged to this side
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -96,8 +96,8 @@ def over_images(
 ) -> tuple[Tensor, ...]:
     """What a function makes of the images, uint8 (B, 3, H, W), batch by batch; on the CPU."""
     parts, progress = [], Progress(label, len(images))
-    for start in range(0, len(images), CHUNK):
-        batch = images.dataset.images(images.indices[start : start + CHUNK])
+    for chunk in torch.tensor(images.indices).split(chunk_size(images.dataset.image_size)):
+        batch = images.dataset.images(chunk)
         parts.append([part.cpu() for part in function(batch)])
         progress.advance(len(batch))
     progress.close()
@@ -157,7 +157,7 @@ def _of_prefixes(
     tokenizer: Tokenizer, function: Callable[[Tensor], Tensor], codes: Tensor, length: int
 ) -> Tensor:
     device = tokenizer.quantizer.scale.device
-    parts = codes[:, :length].split(2 * CHUNK)
+    parts = codes[:, :length].split(CHUNK)
     return torch.cat([function(part.to(device)).cpu() for part in parts])
 
 

@@ -57,7 +57,7 @@ def encode(
     progress = Progress("encoding", len(indices))
     device = tokenizer.quantizer.scale.device
     parts = []
-    for chunk in torch.tensor(indices).split(chunk_size(tokenizer)):
+    for chunk in torch.tensor(indices).split(chunk_size(dataset.image_size)):
         images = to_float(dataset.images(chunk)).to(device)
         parts.append(tokenizer.encode(images, beam).cpu())
         progress.advance(len(chunk))
@@ -80,13 +80,13 @@ class Reconstructions:
         return len(self._codes)
 
     def images(self, indices: Sequence[int], /) -> Tensor:
-        parts = self._codes[list(indices)].split(chunk_size(self._tokenizer))
+        parts = self._codes[list(indices)].split(chunk_size(self._tokenizer.config.image_size))
         return torch.cat([decode(self._tokenizer, part) for part in parts])
 
 
-def chunk_size(tokenizer: Tokenizer) -> int:
-    """How many images are in work at once."""
-    return max(8, CHUNK_PIXELS // tokenizer.config.image_size**2)
+def chunk_size(image_size: int) -> int:
+    """How many images of this height and width are in work at once."""
+    return max(8, CHUNK_PIXELS // image_size**2)
 
 
 def subset(total: int, n: int | None) -> list[int]:

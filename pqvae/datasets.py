@@ -88,6 +88,7 @@ class ImageDataset:
         name: The source and the split, for messages.
         keys: A name for each image, unique in the split; the images are in the order of their keys.
         labels: int64 (n,), indices into ``class_names``; None where the images have no classes.
+        image_size: Height and width of the images, in pixels.
         class_names: The classes of all splits; sorted, or in the order of the shards' classes.txt.
         content_hash: Changes when an image, a key, a label or the image size does: sha256 over the
             image size and each image's key, label and sha256 of its encoded bytes. For a data set
@@ -98,6 +99,7 @@ class ImageDataset:
     name: str
     keys: tuple[str, ...]
     labels: Tensor | None
+    image_size: int
     class_names: tuple[str, ...]
     content_hash: str
 
@@ -107,7 +109,7 @@ class ImageDataset:
         samples = sorted(samples, key=lambda sample: sample.key)
         self.name = name
         self.class_names = class_names
-        self._image_size = image_size
+        self.image_size = image_size
         self._images: Tensor | None = None
         self._unreadable: dict[int, str] = {}  # met so far, where images are decoded on demand
         if len(samples) * 3 * image_size**2 <= IN_MEMORY_BYTES:
@@ -151,7 +153,7 @@ class ImageDataset:
         if self._images is not None:
             return self._images[indices]
         if not len(indices):
-            return torch.empty((0, 3, self._image_size, self._image_size), dtype=torch.uint8)
+            return torch.empty((0, 3, self.image_size, self.image_size), dtype=torch.uint8)
         # A pool per call is cheap beside the decoding, and leaves none behind for a fork to break.
         with ThreadPoolExecutor(self._threads) as pool:
             return torch.stack(list(pool.map(self._decode, indices.tolist())))
@@ -163,7 +165,7 @@ class ImageDataset:
             if sample.label != label:
                 continue
             try:
-                return decode_image(sample.read(), self._image_size)
+                return decode_image(sample.read(), self.image_size)
             except ImageError as error:
                 self._leave_out(place % total, error)
         raise UserError(f"{self.name}: no image of class {label} can be read; mend or remove them")

@@ -151,8 +151,8 @@ def test_every_prefix_is_measured_as_the_reconstruction_of_each_image(
     start = mean_image(images, [1, 3])
     expected = (images.images([1, 3]).double().mean(0)).round().to(torch.uint8)
     assert torch.equal(start, expected)
-    monkeypatch.setattr(rates, "CHUNK", 3)
-    monkeypatch.setattr(tokenized, "chunk_size", lambda _: 3)
+    for module in (rates, tokenized):
+        monkeypatch.setattr(module, "chunk_size", lambda _: 3)
     codes = encode(tokenizer, images, indices, beam)
     found = measure_psnr(tokenizer, images, indices, codes, start)
     for row, index in zip(found, indices, strict=True):
