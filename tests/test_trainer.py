@@ -588,6 +588,7 @@ def test_step_left_out_when_entries_are_due_for_revival_revives_none(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 # The compiler itself looks at the gradient of every tensor it meets.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_networks_train_the_same_model(
     tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
