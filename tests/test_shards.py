@@ -350,7 +350,9 @@ def test_a_member_of_negative_size_does_not_loop(tmp_path: Path) -> None:
     member.size = -512  # the next member is this one again
     headers = [each.tobuf(tarfile.GNU_FORMAT) for each in (tarfile.TarInfo("0.png"), member)]
     (tmp_path / "0.tar").write_bytes(b"".join(headers) + bytes(1024))
-    with pytest.raises(UserError, match=r"0.tar: .*damaged"):  # by which check: Python's
+    # Which of two checks meets it depends on the version of Python's tarfile.
+    message = r"0.tar: (not a plain tar archive, or a damaged one|cut short or damaged at byte 512)"
+    with pytest.raises(UserError, match=message):
         listed(tmp_path / "0.tar")
 
 
@@ -359,7 +361,7 @@ def test_a_member_of_negative_size_does_not_loop(tmp_path: Path) -> None:
 )
 def test_a_tar_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "0.tar").write_bytes(data)
-    with pytest.raises(UserError, match=r"0.tar: .*damaged"):  # by which check: Python's
+    with pytest.raises(UserError, match=r"0.tar: not a plain tar archive, or a damaged one"):
         listed(tmp_path / "0.tar")
 
 
