@@ -111,13 +111,13 @@ class ImageDataset:
         self.class_names = class_names
         self.image_size = image_size
         self._images: Tensor | None = None
+        self._threads = _threads(samples)
         self._unreadable: dict[int, str] = {}  # met so far, where images are decoded on demand
         if len(samples) * 3 * image_size**2 <= IN_MEMORY_BYTES:
-            self._images, samples, digests = _decode_all(name, samples, image_size)
+            self._images, samples, digests = _decode_all(name, samples, image_size, self._threads)
         else:
             digests = [str(sample.size) for sample in samples]
         self._samples = samples if self._images is None else ()
-        self._threads = _threads(samples)
         self.keys = tuple(sample.key for sample in samples)
         indices = {class_name: index for index, class_name in enumerate(class_names)}
         self.labels = None
@@ -459,7 +459,7 @@ def _threads(samples: Sequence[Sample]) -> int:
 
 
 def _decode_all(
-    name: str, samples: Sequence[Sample], size: int
+    name: str, samples: Sequence[Sample], size: int, threads: int
 ) -> tuple[Tensor, list[Sample], list[str]]:
     """Decode all images.
 
@@ -484,7 +484,7 @@ def _decode_all(
     digests: list[str] = []
     readable: list[int] = []
     unreadable: list[tuple[Sample, ImageError]] = []
-    with ThreadPoolExecutor(_threads(samples)) as pool:  # Pillow decodes outside of Python's lock
+    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside of Python's lock
         results = pool.map(decode, chunks)
         bar = tqdm(results, f"reading {name}", len(chunks), leave=False, disable=None, delay=2)
         for index, result in enumerate(result for chunk in bar for result in chunk):
