@@ -19,11 +19,12 @@ import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.extractors import load_extractor
-from eval.features import extract
-from eval.metrics import compute
+from eval.measures.metrics import compute
+from eval.networks.extractors import load_extractor
+from eval.networks.features import extract
 from pqvae.cli import Parser, command, positive_int
-from pqvae.datasets import DataConfig, ImageDataset, open_dataset
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.runtime import machine, select_device
 
 

@@ -34,24 +34,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
 
-from eval.plot import Panel, save_plot
+from eval.report.plot import Panel, save_plot
 from eval.spatial_vq import CLUSTERED_IMAGES, ENTRIES, vector_quantizer
-from pqvae.cli import SIGNALLED, Parser, UserError, command
+from pqvae.cli import SIGNALLED, Parser, command
 from pqvae.config import config_from_dict
-from pqvae.datasets import DataConfig, ImageDataset, open_dataset
+from pqvae.console import SECONDS_BETWEEN_LINES, say
+from pqvae.data.batches import TrainingImages
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import ImageDataset, open_dataset
+from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import psnr, to_float, to_uint8
-from pqvae.loader import TrainingImages, generator_for
-from pqvae.logs import SECONDS_BETWEEN_LINES, say
-from pqvae.optim import adamw, learning_rate
+from pqvae.randomness import generator_for
 from pqvae.runtime import machine, versions
-from pqvae.stopping import Stopped
-from stage1_tokenizer.codebooks import CodebookLearner
-from stage1_tokenizer.gumbel import GumbelLearner
+from pqvae.signals import Stopped
+from pqvae.training.optim import adamw, learning_rate
+from stage1_tokenizer.config import Config, QuantizerConfig, TokenizerConfig
 from stage1_tokenizer.objective import GumbelObjective, TokenizerObjective, draw_prefix_lengths
-from stage1_tokenizer.quantizer import QuantizerConfig, code_entropy_bits
-from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
-from stage1_tokenizer.training import PATCH_IMAGES, START_IMAGES, Config, residual_shares, spread
+from stage1_tokenizer.prefixes import evenly_spaced, residual_shares
+from stage1_tokenizer.quantizers.codebooks import CodebookLearner
+from stage1_tokenizer.quantizers.gumbel import GumbelLearner
+from stage1_tokenizer.quantizers.residual import code_entropy_bits
+from stage1_tokenizer.task import PATCH_IMAGES, START_IMAGES
+from stage1_tokenizer.tokenizer import Tokenizer
 
 # Ours as in configs/cifar10.yaml; all else that methods share as in stage 1's defaults.
 OURS = QuantizerConfig(num_codes=58, codebook_sizes=(256, 1024), learned_codes=2)
@@ -97,7 +102,7 @@ class Method(nn.Module):
     @torch.no_grad()
     def start(self, images: Tensor, generator: torch.Generator) -> None:
         """Set what starts from data: shortcuts, then codebooks, by the library's k-means."""
-        self.tokenizer.start_from(images[:PATCH_IMAGES])
+        self.tokenizer.init_from_images(images[:PATCH_IMAGES])
         self.quantize(images[:CLUSTERED_IMAGES])
 
     def places(self, images: Tensor) -> Tensor:
@@ -165,7 +170,7 @@ class Progressive(Method):
 
     @torch.no_grad()
     def start(self, images: Tensor, generator: torch.Generator) -> None:
-        self.tokenizer.start_from(images[:PATCH_IMAGES])
+        self.tokenizer.init_from_images(images[:PATCH_IMAGES])
         encoded = torch.cat([self.encoder(part) for part in images.split(BATCH)])
         self.learner.initialize(encoded, generator)
 
@@ -378,7 +383,7 @@ def mean_psnr(decoded: Callable[[Tensor], list[Tensor]], chunks: Sequence[Tensor
 def measure(method: Method, splits: Mapping[str, ImageDataset]) -> dict[str, Any]:
     """What a trained method has reached on the test split."""
     test = splits["test"]
-    chunks = spread(test, min(TEST_IMAGES, len(test))).split(250)
+    chunks = evenly_spaced(test, min(TEST_IMAGES, len(test))).split(250)
     codes = torch.cat([method.codes(to_float(chunk)) for chunk in chunks])
     found: dict[str, Any] = {"bits": method.bits, "psnr": mean_psnr(method.decoded, chunks)}
     if isinstance(method, Progressive):

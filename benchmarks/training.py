@@ -19,16 +19,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pqvae import datasets
+import pqvae.data.dataset as dataset_module
 from pqvae.config import load_config, parse_config_arguments
-from pqvae.datasets import open_dataset
-from pqvae.loader import TrainingImages, generator_for
-from pqvae.logs import say
-from pqvae.optim import adamw
+from pqvae.console import say
+from pqvae.data.batches import TrainingImages
+from pqvae.data.dataset import open_dataset
+from pqvae.randomness import generator_for
 from pqvae.runtime import machine, select_runtime
-from stage1_tokenizer.codebooks import CodebookLearner
-from stage1_tokenizer.quantizer import ProgressiveQuantizer, QuantizerConfig
-from stage1_tokenizer.training import Config, TokenizerTask
+from pqvae.training.optim import adamw
+from stage1_tokenizer.config import Config, QuantizerConfig
+from stage1_tokenizer.quantizers.codebooks import CodebookLearner
+from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer
+from stage1_tokenizer.task import TokenizerTask
 
 T = TypeVar("T")
 
@@ -60,7 +62,7 @@ class Clock:
 
 
 def step_by_part(config: Config) -> None:
-    """Take the step of ``pqvae.trainer`` apart."""
+    """Take the step of ``pqvae.training.loop`` apart."""
     runtime = select_runtime(config.device)
     clock = Clock(runtime.device)
     task = TokenizerTask(config, runtime, Path(tempfile.gettempdir()))
@@ -98,15 +100,15 @@ def step_by_part(config: Config) -> None:
 def loading(config: Config) -> None:
     """The loader alone: from memory, and decoding each image when it is asked for."""
     B, rates = config.trainer.batch_size, []
-    kept = datasets.IN_MEMORY_BYTES
+    kept = dataset_module.IN_MEMORY_BYTES
     for budget in (kept, 0):
-        datasets.IN_MEMORY_BYTES = budget
+        dataset_module.IN_MEMORY_BYTES = budget
         images = TrainingImages(open_dataset(config.data, "train"), config.data, B, seed=0)
         clock = Clock(torch.device("cpu"))
         for step in range(ROUNDS + 2):
             clock.measure("load", images, step)
         rates.append(B / clock.median("load"))
-    datasets.IN_MEMORY_BYTES = kept
+    dataset_module.IN_MEMORY_BYTES = kept
     print(f"loader alone: {rates[0]:,.0f} img/s from memory, {rates[1]:,.0f} img/s decoding")
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.arguments import (
+from eval.networks.extractors import EXTRACTORS
+from eval.report.options import (
     add_report,
     add_samples,
     add_weights,
@@ -15,8 +16,8 @@ from eval.arguments import (
     report_path,
     typed,
 )
-from eval.extractors import EXTRACTORS
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 METRICS = ("fid", "kid", "isc", "prc")
 
@@ -42,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not exported.parent.is_dir():
             raise UserError(f"--export-reference {exported}: there is no folder {exported.parent}")
 
-    from eval.extractors import load_extractor
-    from eval.features import default_cache
-    from eval.report import format_report, make_report, write_report
-    from eval.samples import open_samples, reference_config
-    from eval.scoring import columns, open_floor, score
-    from eval.statistics import read_statistics, write_statistics
-    from pqvae.datasets import open_dataset
+    from eval.measures.generation import columns, open_floor, score
+    from eval.measures.statistics import read_statistics, write_statistics
+    from eval.networks.extractors import load_extractor
+    from eval.networks.features import default_cache
+    from eval.report.report import format_report, make_report, write_report
+    from eval.subjects.samples import open_samples, reference_config
+    from pqvae.data.dataset import open_dataset
     from pqvae.runtime import select_device
 
     device = select_device(args.device)

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.arguments import (
+from eval.networks.extractors import EXTRACTORS
+from eval.report.options import (
     add_report,
     add_samples,
     add_weights,
@@ -26,14 +27,14 @@ from eval.arguments import (
     report_path,
     typed,
 )
-from eval.extractors import EXTRACTORS
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 if TYPE_CHECKING:
-    from eval.copies import Neighbours
-    from eval.report import Column
-    from eval.samples import Samples
-    from pqvae.datasets import ImageDataset
+    from eval.measures.copies import Neighbours
+    from eval.report.report import Column
+    from eval.subjects.samples import Samples
+    from pqvae.data.dataset import ImageDataset
 
 EXAMPLES = """\
   python -m eval.memorization
@@ -48,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     output = report_path(args.json, report_of_samples(args.samples, "memorization"))
 
-    from eval.copies import SPACES, compare, open_generator
-    from eval.extractors import load_extractor
-    from eval.features import default_cache
-    from eval.report import format_report, make_report, write_report
-    from eval.samples import open_samples, reference_config
-    from pqvae.datasets import open_dataset
+    from eval.measures.copies import SPACES, compare, open_generator
+    from eval.networks.extractors import load_extractor
+    from eval.networks.features import default_cache
+    from eval.report.report import format_report, make_report, write_report
+    from eval.subjects.samples import open_samples, reference_config
+    from pqvae.data.dataset import open_dataset
     from pqvae.runtime import select_device
 
     device = select_device(args.device)
@@ -137,7 +138,7 @@ def save_pairs(
     """Draw the closest pairs: samples above, their nearest training images below."""
     import torch
 
-    from eval.copies import closest
+    from eval.measures.copies import closest
     from pqvae.images import save_grid
 
     first = closest(neighbours)
@@ -148,7 +149,7 @@ def save_pairs(
 
 
 def _columns() -> "list[Column]":
-    from eval.report import Column
+    from eval.report.report import Column
 
     return [
         Column("subject", ""),

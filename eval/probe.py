@@ -9,21 +9,23 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from eval.arguments import (
+from eval.report.options import (
     add_data,
     add_report,
     add_tokenizer,
     report_path,
     typed,
 )
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eval.plot import Panel
-    from eval.report import Column
-    from pqvae.datasets import DataConfig, ImageDataset
+    from eval.report.plot import Panel
+    from eval.report.report import Column
+    from pqvae.data.config import DataConfig
+    from pqvae.data.dataset import ImageDataset
     from stage1_tokenizer import Tokenizer
 
 SEED = 0  # of the random encoder, the softmax regression and the spatial VQ-VAE
@@ -60,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.vqvae_steps < 0:
         raise UserError(f"--vqvae-steps {args.vqvae_steps}: give 0, for none, or more")
 
-    from eval.plot import save_plot
-    from eval.report import format_report, make_report, write_report
-    from eval.representations import PCA, classify, describe, network_features, open_splits
-    from eval.retrieval import draw_hits, retrieve
-    from eval.tokenized import data_facts, open_tokenizer, tokenizer_facts
+    from eval.measures.representations import PCA, classify, describe, network_features, open_splits
+    from eval.measures.retrieval import draw_hits, retrieve
+    from eval.report.plot import save_plot
+    from eval.report.report import format_report, make_report, write_report
+    from eval.subjects.tokenized import data_facts, open_tokenizer, tokenizer_facts
     from pqvae.runtime import select_device
-    from stage1_tokenizer.training import prefix_grid
+    from stage1_tokenizer.prefixes import prefix_grid
 
     device = select_device(args.device)
     tokenizer, data = open_tokenizer(args.tokenizer, args.data, device)
@@ -148,9 +150,9 @@ def _networks(
     tokenizer: "Tokenizer", data: "DataConfig", train: "ImageDataset", vqvae_steps: int
 ) -> "tuple[dict[str, Callable[[Tensor], Tensor]], list[str]]":
     """Networks to compare with, on the tokenizer's device, and all notes."""
-    from eval.representations import random_encoder
+    from eval.measures.representations import random_encoder
 
-    device, architecture = tokenizer.quantizer.scale.device, tokenizer.config.architecture
+    device, architecture = tokenizer.device, tokenizer.config.architecture
     networks: dict[str, Callable[[Tensor], Tensor]] = {
         "random encoder": random_encoder(architecture, SEED).to(device)
     }
@@ -172,7 +174,7 @@ def _networks(
 
 
 def _columns() -> "list[Column]":
-    from eval.report import Column
+    from eval.report.report import Column
 
     return [
         Column("representation", "representation, %"),
@@ -189,8 +191,8 @@ def _columns() -> "list[Column]":
 
 
 def _panels(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> "list[Panel]":
-    from eval.plot import Panel
-    from eval.retrieval import PREFIX
+    from eval.measures.retrieval import PREFIX
+    from eval.report.plot import Panel
 
     def panel(key: str, title: str) -> Panel:
         lines: dict[str, tuple[list[int], list[float]]] = {}

@@ -17,20 +17,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.arguments import (
+from eval.report.options import (
     add_beam,
     add_data,
     add_report,
     report_path,
     typed,
 )
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eval.plot import Panel
-    from eval.report import Column
+    from eval.report.plot import Panel
+    from eval.report.report import Column
     from stage2_prior import Prior
 
 EXAMPLES = """\
@@ -63,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from eval.plot import save_plot
-    from eval.rates import TRAIN, mean_image, measure_psnr, prefix_rows, prior_bits
-    from eval.report import format_report, make_report, write_report
-    from eval.tokenized import (
+    from eval.measures.rates import TRAIN, mean_image, measure_psnr, prefix_rows, prior_bits
+    from eval.report.plot import save_plot
+    from eval.report.report import format_report, make_report, write_report
+    from eval.subjects.tokenized import (
         asked_subset,
         data_facts,
         encode,
@@ -75,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer_facts,
     )
     from pqvae.config import load_config
-    from pqvae.datasets import open_dataset
+    from pqvae.data.dataset import open_dataset
     from pqvae.runtime import select_device
-    from stage1_tokenizer.training import prefix_grid
+    from stage1_tokenizer.prefixes import prefix_grid
     from stage2_prior import Prior
-    from stage2_prior.training import Config as PriorRunConfig
+    from stage2_prior.config import Config as PriorRunConfig
 
     device = select_device(args.device)
     prior = Prior.from_pretrained(args.prior).to(device) if with_prior else None
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _columns(rates: "Mapping[str, Tensor]") -> "list[Column]":
-    from eval.report import Column
+    from eval.report.report import Column
 
     best = _best(rates)
     return [
@@ -174,7 +175,7 @@ def _columns(rates: "Mapping[str, Tensor]") -> "list[Column]":
 
 
 def _panels(rows: Sequence[dict[str, Any]], rates: "Mapping[str, Tensor]") -> "list[Panel]":
-    from eval.plot import Panel
+    from eval.report.plot import Panel
 
     shown = {name: label for name, label in RATES.items() if name in rates}
     segments = [row for row in rows if "gained_bits" in row]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eval.arguments import (
+from eval.report.options import (
     add_beam,
     add_data,
     add_report,
@@ -23,17 +23,18 @@ from eval.arguments import (
     report_path,
     typed,
 )
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from eval.extractors import Extractor, ExtractorName
-    from eval.lite0 import Lite0
-    from eval.plot import Panel
-    from eval.report import Column
-    from pqvae.datasets import ImageDataset
+    from eval.networks.extractors import Extractor, ExtractorName
+    from eval.networks.lite0 import Lite0
+    from eval.report.plot import Panel
+    from eval.report.report import Column
+    from pqvae.data.dataset import ImageDataset
     from stage1_tokenizer import Tokenizer
 
 EXTRACTORS = ("inception", "lite0", "none")
@@ -55,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.extractor == "none" and args.weights:
         raise UserError("--weights is the file of an extractor, but --extractor is none")
 
-    from eval.extractors import extractor_facts
-    from eval.plot import save_plot
-    from eval.report import format_report, make_report, write_report
-    from eval.scoring import score_name
-    from eval.tokenized import asked_subset, data_facts, open_tokenizer, tokenizer_facts
-    from pqvae.datasets import open_dataset
+    from eval.measures.generation import score_name
+    from eval.networks.extractors import extractor_facts
+    from eval.report.plot import save_plot
+    from eval.report.report import format_report, make_report, write_report
+    from eval.subjects.tokenized import asked_subset, data_facts, open_tokenizer, tokenizer_facts
+    from pqvae.data.dataset import open_dataset
     from pqvae.runtime import select_device
-    from stage1_tokenizer.training import prefix_grid, save_prefix_grid
+    from stage1_tokenizer.prefixes import prefix_grid, save_prefix_grid
 
     device = select_device(args.device)
     tokenizer, data = open_tokenizer(args.tokenizer, args.data, device)
@@ -143,15 +144,15 @@ def measure(
     """
     import torch
 
-    from eval.distortion import lite0_distance, ssim
-    from eval.tokenized import chunk_size, decode
+    from eval.measures.distortion import lite0_distance, ssim
+    from eval.subjects.tokenized import chunk_size, decode
+    from pqvae.console import Progress
     from pqvae.images import psnr, to_float
-    from pqvae.logs import Progress
 
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
     if lite0 is not None:
         measures["lite0_distance"] = functools.partial(lite0_distance, lite0)
-    device = tokenizer.quantizer.scale.device
+    device = tokenizer.device
     progress = Progress("reconstructing", len(indices))
     codes: list[Tensor] = []
     values: dict[str, list[Tensor]] = {name: [] for name in measures}
@@ -186,11 +187,11 @@ def frechet_distances(
         indices: Which of them the codes are of, n.
         lengths: Prefix lengths.
     """
-    from eval.features import default_cache, extract
-    from eval.statistics import frechet_distance, statistics_of
-    from eval.tokenized import Reconstructions
+    from eval.measures.statistics import frechet_distance, statistics_of
+    from eval.networks.features import default_cache, extract
+    from eval.subjects.tokenized import Reconstructions
 
-    device = tokenizer.quantizer.scale.device
+    device = tokenizer.device
     features = functools.partial(extract, extractor, device=device, cache=default_cache())
     originals = statistics_of(features(dataset, indices, label="features of originals"))
     distances = []
@@ -214,7 +215,8 @@ def picture_rows(psnrs: "Tensor") -> dict[str, list[int]]:
 
 def distance_facts() -> dict[str, Any]:
     """What a report must say of the perceptual distance."""
-    from eval import distortion, lite0
+    from eval.measures import distortion
+    from eval.networks import lite0
 
     return {
         "network": "efficientnet-lite0",
@@ -232,8 +234,8 @@ def _networks(
 
     Missing weights are an error only where they were asked for.
     """
-    from eval.extractors import load_extractor
-    from eval.lite0 import load_network
+    from eval.networks.extractors import load_extractor
+    from eval.networks.lite0 import load_network
 
     asked = name == "lite0" or (name is None and weights is not None)
     lite0, notes = None, []
@@ -248,7 +250,7 @@ def _networks(
 
 
 def _columns() -> "list[Column]":
-    from eval.report import Column
+    from eval.report.report import Column
 
     return [
         Column("codes", "codes"),
@@ -262,7 +264,7 @@ def _columns() -> "list[Column]":
 
 
 def _panels(rows: Sequence[dict[str, Any]], label: str) -> "list[Panel]":
-    from eval.plot import Panel
+    from eval.report.plot import Panel
 
     bits = [row["bits"] for row in rows]
     return [

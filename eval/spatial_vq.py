@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize  # type: ignore[missing-import]
 
-from pqvae.datasets import DataConfig, ImageDataset
-from pqvae.loader import TrainingImages
-from pqvae.logs import Progress
-from pqvae.optim import adamw, learning_rate
-from stage1_tokenizer.encoder import ArchitectureConfig
-from stage1_tokenizer.quantizer import QuantizerConfig
-from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
-from stage1_tokenizer.training import PATCH_IMAGES, Config
+from pqvae.console import Progress
+from pqvae.data.batches import TrainingImages
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import ImageDataset
+from pqvae.training.optim import adamw, learning_rate
+from stage1_tokenizer.config import ArchitectureConfig, Config, QuantizerConfig, TokenizerConfig
+from stage1_tokenizer.task import PATCH_IMAGES
+from stage1_tokenizer.tokenizer import Tokenizer
 
 ENTRIES = 512
 CLUSTERED_IMAGES = 256  # by the library's k-means, which is slow
@@ -62,7 +62,7 @@ class SpatialVQ(nn.Module):
     @torch.no_grad()
     def start(self, images: Tensor) -> None:
         """Set the shortcuts and the codebook from images, float (B, 3, H, W) in [-1, 1]."""
-        self.networks.start_from(images)
+        self.networks.init_from_images(images)
         self.quantize(images[:CLUSTERED_IMAGES])
 
     def quantize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

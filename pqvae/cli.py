@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
-from pqvae.stopping import Stopped, StopRequest
+from pqvae import distributed
+from pqvae.errors import UserError
+from pqvae.signals import Stopped, StopRequest
 
 SIGNALLED = 128  # a shell's exit code is this plus the number of the signal
 
@@ -22,10 +24,6 @@ _MACHINE_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
-
-
-class UserError(ValueError):
-    """Bad input. One line: the file, key or value; what is wrong; what would be right."""
 
 
 class EntryPoint(Protocol):
@@ -54,9 +52,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
             print(f"error: {path}: {_MACHINE_ERRORS[error.errno]}", file=sys.stderr)
             return 2
         except Stopped as stopped:
-            from pqvae import ranks  # which imports this file
-
-            if ranks.is_first():
+            if distributed.is_rank_zero():
                 print(f"{stopped}; the same command goes on from there", file=sys.stderr)
             return SIGNALLED + stopped.signum
         return 0

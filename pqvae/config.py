@@ -25,7 +25,7 @@ from typing import (
 
 import yaml
 
-from pqvae.cli import UserError
+from pqvae.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pqvae.cli import UserError
+from pqvae.errors import UserError
 
 _TEMPORARY = re.compile(r".*\.tmp\d+")
 
@@ -114,3 +114,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path}: not a JSON file; it is damaged or foreign") from None
+
+
+def cache_root() -> Path:
+    """The folder for what can be made anew: ``$XDG_CACHE_HOME/pqvae``, by default in ``~/.cache``.
+
+    Raises:
+        UserError: The user has no home folder, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pqvae")
+    except RuntimeError as error:
+        raise UserError("there is no home folder; set XDG_CACHE_HOME to a folder") from error

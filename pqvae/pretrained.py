@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pqvae.cli import UserError
+from pqvae.errors import UserError
 from pqvae.files import atomic_path, read_json, write_json
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pqvae import ranks
-from pqvae.cli import UserError
+from pqvae import distributed
+from pqvae.errors import UserError
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -23,7 +23,7 @@ def select_device(name: str = "auto") -> torch.device:
             return select_device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(f"cuda:{ranks.local_rank()}" if name == "cuda" else name)
+        device = torch.device(f"cuda:{distributed.local_rank()}" if name == "cuda" else name)
         torch.empty(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -45,7 +45,7 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def __str__(self) -> str:
-        several = f", {ranks.count()} processes" if ranks.count() > 1 else ""
+        several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         precision = "bfloat16" if self.bf16 else "float32"
         return f"{self.device} in {precision} ({self.reason}{several})"
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.npz and not args.npz.parent.is_dir():
         raise UserError(f"--npz {args.npz}: there is no folder {args.npz.parent}")
 
-    from pqvae import ranks
+    from pqvae import distributed
     from pqvae.config import config_to_dict, load_config
     from pqvae.runtime import select_device, versions
     from sampling.sampler import SamplingSettings
     from stage1_tokenizer import Tokenizer
-    from stage1_tokenizer.training import Config as TokenizerRunConfig
+    from stage1_tokenizer.config import Config as TokenizerRunConfig
     from stage2_prior import Prior
-    from stage2_prior.training import Config as PriorRunConfig
+    from stage2_prior.config import Config as PriorRunConfig
 
     device = select_device(args.device)
     if not (args.prior / "model").is_dir():
@@ -91,12 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
         "versions": versions(),
     }
-    with ranks.joined(device):
-        missing = ranks.first_does(lambda: _open_folder(args.out, record))
+    with distributed.process_group(device):
+        missing = distributed.on_rank_zero(lambda: _open_folder(args.out, record))
         _generate(args, record, missing, tokenizer, prior, label, settings)
-        ranks.wait()
-        ranks.first_does(lambda: _finish(args, record, tokenizer.config.image_size))
-    if ranks.is_first():
+        distributed.barrier()
+        distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
+    if distributed.is_rank_zero():
         seconds = time.monotonic() - started
         scored = "" if args.out == Path("runs/samples") else f" --samples {args.out}"
         print(
@@ -218,15 +219,15 @@ def _generate(
 
     import torch
 
-    from pqvae import ranks
+    from pqvae import distributed
+    from pqvae.console import Progress
     from pqvae.images import to_uint8
-    from pqvae.logs import Progress
     from sampling.sampler import class_labels, sample_codes
 
     folder = args.out / "images"
     progress = Progress("sampling", args.n)
     progress.skip(args.n - len(missing))
-    share = torch.tensor(missing[ranks.rank() :: ranks.count()], dtype=torch.int64)
+    share = torch.tensor(missing[distributed.rank() :: distributed.world_size()], dtype=torch.int64)
     with ThreadPoolExecutor(2) as writers:
         for indices in share.split(args.batch_size) if len(share) else ():
             labels = None
@@ -239,7 +240,7 @@ def _generate(
             images = to_uint8(tokenizer.decode(codes)).cpu()
             files = [folder / _file_name(index) for index in indices.tolist()]
             list(writers.map(_write_png, files, images))  # a full disk is raised here
-            progress.advance(min(ranks.count() * len(indices), len(missing)))
+            progress.advance(min(distributed.world_size() * len(indices), len(missing)))
     progress.close()
 
 

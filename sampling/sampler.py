@@ -85,7 +85,7 @@ def sample_codes(
     Returns:
         Codes, int64 (B, k).
     """
-    device = prior.head.device
+    device = prior.device
     guided = settings.guidance != 1 and labels is not None
     if labels is not None:
         labels = labels.to(device)

@@ -9,26 +9,14 @@ each image at both costs half as much again and gains less at equal time). Short
 errors, which drown the others if drawn too often; without any, the full length is worse, too.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stage1_tokenizer.gumbel import GumbelQuantizer, gumbel_noise, temperature
-from stage1_tokenizer.quantizer import Residuals
+from stage1_tokenizer.config import ObjectiveConfig
+from stage1_tokenizer.quantizers.gumbel import GumbelQuantizer, gumbel_noise, temperature
+from stage1_tokenizer.quantizers.residual import Residuals
 from stage1_tokenizer.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectiveConfig:
-    full_share: float = 0.8  # of the images are decoded from all codes, the others from a prefix
-    commitment: float = 0.25  # weight of |f - f_N|^2: keeps the encoder near its codes
-    entropy_weight: float = 0.05  # of H(Z|X) - H(Z) of a code, in nats; assignment=gumbel only
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.full_share <= 1:
-            raise ValueError(f"objective.full_share is a share, 0 to 1, not {self.full_share}")
 
 
 def draw_prefix_lengths(
@@ -59,8 +47,7 @@ class TokenizerObjective:
             images: float (B, 3, H, W) in [-1, 1].
             prefix_lengths: int64 (B,) in 1..N: how many codes each is decoded from.
         """
-        quantizer = self.tokenizer.quantizer
-        latents = quantizer.normalize(self.tokenizer.encoder(images))
+        latents = self.tokenizer.latents(images)
         codes, residuals, scalars = self.quantize(latents)
         # f_k = f - r_k in value, and as far as the gradient is concerned, f.
         decoded = self.tokenizer.decoder(latents - residuals.after(prefix_lengths), prefix_lengths)

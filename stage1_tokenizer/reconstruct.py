@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqvae.cli import Parser, UserError, command, positive_int
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
 
 EXAMPLES = """\
   python -m stage1_tokenizer.reconstruct photo.jpg
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pqvae.images import ImageError, decode_image, psnr
     from pqvae.runtime import select_device
     from stage1_tokenizer import Tokenizer
-    from stage1_tokenizer.training import prefix_grid, save_prefix_grid
+    from stage1_tokenizer.prefixes import prefix_grid, save_prefix_grid
 
     tokenizer = Tokenizer.from_pretrained(args.tokenizer).to(select_device(args.device))
     size = tokenizer.config.image_size

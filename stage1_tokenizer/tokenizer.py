@@ -1,7 +1,6 @@
 """Tokenizer = encoder + progressive quantizer + decoder: images <-> ordered codes."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,23 +8,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqvae.cli import UserError
 from pqvae.config import config_from_dict, config_to_dict
+from pqvae.errors import UserError
 from pqvae.pretrained import load_model, save_model
-from stage1_tokenizer.decoder import Decoder
-from stage1_tokenizer.encoder import ArchitectureConfig, Encoder
-from stage1_tokenizer.gumbel import GumbelQuantizer
-from stage1_tokenizer.quantizer import ProgressiveQuantizer, QuantizerConfig
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.decoders.direct import Decoder
+from stage1_tokenizer.encoder import Encoder
+from stage1_tokenizer.quantizers.gumbel import GumbelQuantizer
+from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer
 
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
 REFINE_STEP = 0.06  # times the gradient of an image's squared error: far from overshooting
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerConfig:
-    image_size: int  # pixels, height and width
-    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
 
 class Tokenizer(nn.Module):
@@ -53,6 +46,15 @@ class Tokenizer(nn.Module):
         """N: the codes of one image."""
         return self.config.quantizer.num_codes
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where its inputs must be."""
+        return self.quantizer.scale.device
+
+    def latents(self, images: Tensor) -> Tensor:
+        """The latents f that are quantized: images (B, 3, H, W) in [-1, 1] -> float32 (B, D)."""
+        return self.quantizer.normalize(self.encoder(images))
+
     @torch.no_grad()
     def encode(self, images: Tensor, beam: int = 1, refine: int = 0) -> Tensor:
         """Write images as codes.
@@ -78,7 +80,7 @@ class Tokenizer(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be (B, 3, {size}, {size}), not {tuple(images.shape)}")
-        latents = self.quantizer.normalize(self.encoder(images))
+        latents = self.latents(images)
         codes = self._search(latents, beam)
         return self._refine(images, latents, codes, beam, refine) if refine else codes
 
@@ -152,7 +154,7 @@ class Tokenizer(nn.Module):
         return self.quantizer.dequantize(codes), lengths
 
     @torch.no_grad()
-    def start_from(self, images: Tensor) -> None:
+    def init_from_images(self, images: Tensor) -> None:
         """Set the linear shortcuts to the principal components of patches of these images."""
         patch = self.config.architecture.downsampling
         channels = self.config.architecture.latent_channels

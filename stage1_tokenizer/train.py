@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(HELP, end="")
         return
     from pqvae.config import load_config, parse_config_arguments
-    from stage1_tokenizer.training import Config, run
+    from stage1_tokenizer.config import Config
+    from stage1_tokenizer.task import run
 
     run(load_config(Config, *parse_config_arguments(arguments)))
 

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pqvae import ranks
-from pqvae.datasets import ImageDataset
+from pqvae import distributed
+from pqvae.console import Progress
+from pqvae.data.batches import Augmentation
+from pqvae.data.dataset import ImageDataset
 from pqvae.files import atomic_path
 from pqvae.images import to_float
-from pqvae.loader import Augmentation, generator_for
-from pqvae.logs import Progress
+from pqvae.randomness import generator_for
 from stage1_tokenizer import Tokenizer
 
 CHUNK = 256  # images encoded at once
@@ -57,23 +58,23 @@ def encode_dataset(
             identity += [hashlib.sha256(augmentation.may_flip.numpy().data).hexdigest()]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         path = folder / f"{key[:16]}.safetensors"
-        kept = ranks.first_does(functools.partial(_read, path, key, codes.shape[1:]))
+        kept = distributed.on_rank_zero(functools.partial(_read, path, key, codes.shape[1:]))
         if kept is not None:
             codes[view] = kept
             progress.skip(len(dataset))
             continue
         codes[view].zero_()
         chunks = torch.arange(len(dataset)).split(CHUNK)
-        for number in range(ranks.rank(), len(chunks), ranks.count()):
+        for number in range(distributed.rank(), len(chunks), distributed.world_size()):
             indices = chunks[number]
             images = dataset.images(indices)
             if view > 0 and augmentation is not None:
                 images = augmentation(images, indices, generator_for(seed, view, number))
-            images = to_float(images).to(tokenizer.quantizer.scale.device)
+            images = to_float(images).to(tokenizer.device)
             codes[view, indices] = tokenizer.encode(images).to(codes.dtype).cpu()
-            progress.advance(ranks.count() * len(indices))
-        ranks.add_up([codes[view]])
-        ranks.first_does(functools.partial(_keep, path, key, codes[view]))
+            progress.advance(distributed.world_size() * len(indices))
+        distributed.all_reduce_sum([codes[view]])
+        distributed.on_rank_zero(functools.partial(_keep, path, key, codes[view]))
     progress.close()
     return EncodedDataset(codes, dataset.labels)
 

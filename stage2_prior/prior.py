@@ -13,7 +13,6 @@ alike are thus alike to the prior too, even where it has hardly seen them.
 
 import math
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqvae.cli import UserError
 from pqvae.config import config_from_dict, config_to_dict
+from pqvae.errors import UserError
 from pqvae.pretrained import load_model, save_model
-from stage1_tokenizer.quantizer import ProgressiveQuantizer
+from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer
+from stage2_prior.config import PriorConfig
 
 with warnings.catch_warnings():  # it scripts a function on import, which torch has deprecated
     for category in (DeprecationWarning, FutureWarning):  # which one depends on torch's version
         warnings.simplefilter("ignore", category)
     from x_transformers import Decoder
     from x_transformers.x_transformers import LayerIntermediates
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PriorConfig:
-    width: int = 192
-    depth: int = 4  # transformer layers
-    heads: int = 3
-    dropout: float = 0.0  # of inputs and feed-forwards; for long runs on few images
-    label_dropout: float = 0.1  # share of images trained without their class, for guidance
-    code_features: int = 128  # dimensions of the latent that the prior sees of each code
-
-    def __post_init__(self) -> None:
-        if self.width % (2 * self.heads) or self.width < 32 * self.heads:
-            raise ValueError(
-                f"width {self.width} must be an even multiple of heads {self.heads}, at least 32x"
-            )
 
 
 class Prior(nn.Module):
@@ -109,6 +93,11 @@ class Prior(nn.Module):
         illegal = torch.arange(K) >= torch.tensor(sizes).unsqueeze(1)
         self.register_buffer("illegal", illegal, persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where its inputs must be."""
+        return self.head.device
+
     def embed(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         """Inputs (B, k + 1, width): the class, then the codes of the prefix (B, k)."""
         return torch.cat([self._embed_labels(len(codes), labels), self._embed_codes(codes)], dim=1)
@@ -147,7 +136,7 @@ class Prior(nn.Module):
         return self._logits(hidden, position).squeeze(1), cache
 
     @torch.no_grad()
-    def start_from(self, codes: Tensor) -> None:
+    def init_from_codes(self, codes: Tensor) -> None:
         """Start as the unigram model of training codes (n, N), an add-one histogram a position."""
         for position, size in enumerate(self.sizes):
             counts = torch.bincount(codes[:, position], minlength=size) + 1.0
@@ -155,7 +144,7 @@ class Prior(nn.Module):
         nn.init.zeros_(self.head)
 
     @torch.no_grad()
-    def see_codebooks(self, quantizer: ProgressiveQuantizer) -> None:
+    def set_code_features(self, quantizer: ProgressiveQuantizer) -> None:
         """Take the meaning of the codes over from the quantizer that makes them."""
         step = max(1, sum(self.sizes) // 16384)
         sample = torch.cat([quantizer.entries(i)[::step] for i in range(len(self.sizes))])

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(HELP, end="")
         return
     from pqvae.config import load_config, parse_config_arguments
-    from stage2_prior.training import Config, run
+    from stage2_prior.config import Config
+    from stage2_prior.task import run
 
     run(load_config(Config, *parse_config_arguments(arguments)))
 

@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from pqvae.images import encode_png, to_uint8
-from pqvae.loader import generator_for
-from pqvae.optim import adamw
+from pqvae.randomness import generator_for
+from pqvae.training.optim import adamw
 from stage1_tokenizer import train
-from stage1_tokenizer.codebooks import CodebookLearner
-from stage1_tokenizer.encoder import ArchitectureConfig
-from stage1_tokenizer.objective import ObjectiveConfig, TokenizerObjective, draw_prefix_lengths
-from stage1_tokenizer.quantizer import QuantizerConfig
-from stage1_tokenizer.tokenizer import Tokenizer, TokenizerConfig
+from stage1_tokenizer.config import (
+    ArchitectureConfig,
+    ObjectiveConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+)
+from stage1_tokenizer.objective import TokenizerObjective, draw_prefix_lengths
+from stage1_tokenizer.quantizers.codebooks import CodebookLearner
+from stage1_tokenizer.tokenizer import Tokenizer
 
 # Tensors here are so small that threads cost more than they give: many times the run time where
 # another program keeps a core busy.
@@ -97,7 +101,7 @@ def tiny_tokenizer() -> Tokenizer:
     learner = CodebookLearner(tokenizer.quantizer)
     objective = TokenizerObjective(tokenizer, ObjectiveConfig())
     optimizer = adamw(tokenizer, weight_decay=0.0, beta2=0.99)
-    tokenizer.start_from(images)
+    tokenizer.init_from_images(images)
     with torch.no_grad():
         learner.initialize(tokenizer.encoder(images), generator_for(0))
     for step in range(steps):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from eval import trunk
+from eval.networks import trunk
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 

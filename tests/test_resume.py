@@ -16,8 +16,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from pqvae.checkpoint import digest_of, load_newest_state
 from pqvae.images import encode_png, to_uint8
+from pqvae.training.checkpoint import digest_of, load_newest_state
 from sampling import generate
 from stage1_tokenizer import train as train_tokenizer
 from stage2_prior import train as train_prior

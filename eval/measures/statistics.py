@@ -1,0 +1,86 @@
+"""Mean and covariance of features: what FID needs of a set, in the ``.npz`` that papers publish."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import (
+    KEY_METRIC_FID,
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+)
+
+from eval.networks.extractors import Extractor
+from eval.networks.features import Features
+from pqvae.errors import UserError
+from pqvae.files import atomic_path
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The Gaussian that FID fits to features."""
+
+    mean: Tensor  # float64 (D,)
+    covariance: Tensor  # float64 (D, D), of the sample (divided by N - 1)
+    facts: dict[str, Any]  # where they come from, for reports
+
+
+def statistics_of(features: Features) -> Statistics:
+    """Mean and covariance of features, in float64."""
+    found = fid_features_to_statistics(features.pool.double())
+    return Statistics(torch.from_numpy(found["mu"]), torch.from_numpy(found["sigma"]), {})
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """FID, the squared Frechet distance of two Gaussians (Heusel et al. 2017)."""
+    sides = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (first, second)]
+    return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+
+
+def write_statistics(path: Path, statistics: Statistics, extractor: Extractor) -> None:
+    """Write ``mu`` and ``sigma``, and beside them what they were computed with."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        mu=statistics.mean.numpy(),
+        sigma=statistics.covariance.numpy(),
+        extractor=np.array(extractor.name),
+        weights_sha256=np.array(extractor.weights_digest),
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def read_statistics(path: Path, extractor: Extractor) -> Statistics:
+    """Read ``mu`` and ``sigma``, ours or published ones.
+
+    Raises:
+        UserError: No such file, or not the statistics of this extractor's features.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; no statistics there") from error
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            mean, covariance = (torch.from_numpy(file[key]).double() for key in ("mu", "sigma"))
+            made_with = str(file["extractor"]) if "extractor" in file else extractor.name
+    except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        raise UserError(f"{path}: not an .npz file with the arrays mu and sigma") from error
+    D = extractor.dimensions
+    if made_with != extractor.name:
+        raise UserError(f"{path}: statistics of {made_with}, but {extractor.name} is in use")
+    if mean.shape != (D,) or covariance.shape != (D, D):
+        raise UserError(
+            f"{path}: mu is {tuple(mean.shape)} and sigma {tuple(covariance.shape)}, but "
+            f"{extractor.name} has {D} features"
+        )
+    if not (mean.isfinite().all() and torch.allclose(covariance, covariance.T)):
+        raise UserError(f"{path}: mu must be finite and sigma symmetric; the file is damaged")
+    facts = {"statistics": str(path), "sha256": hashlib.sha256(data).hexdigest()}
+    return Statistics(mean, covariance, facts)

@@ -1,0 +1,104 @@
+"""Arguments that several scores share, and where a report goes; imports no torch."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from pqvae.cli import Parser, positive_int
+from pqvae.errors import UserError
+
+
+def add_tokenizer(parser: Parser) -> None:
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=Path("runs/tokenizer"),
+        metavar="DIR",
+        help="run folder of stage 1 (default: %(default)s)",
+    )
+
+
+def add_data(parser: Parser) -> None:
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="emoji, cifar10, a folder or a glob of shards (default: the tokenizer's own data)",
+    )
+
+
+def add_samples(parser: Parser) -> None:
+    parser.add_argument(
+        "--samples",
+        type=Path,
+        default=Path("runs/samples"),
+        metavar="DIR",
+        help="folder of sampling.generate, of PNG or JPEG files or of shards; or an .npz file "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--n", type=positive_int, metavar="N", help="score the first N samples (default: all)"
+    )
+
+
+def add_weights(parser: Parser) -> None:
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of the network (default: the cache, a download, or the package)",
+    )
+
+
+def add_beam(parser: Parser) -> None:
+    parser.add_argument(
+        "--beam",
+        type=positive_int,
+        default=1,
+        metavar="B",
+        help="width of the search for better codes (default: 1, greedy); takes B times as long",
+    )
+
+
+def add_report(parser: Parser, default: str) -> None:
+    """Add --json and --device; ``default`` says where the report goes by itself."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help=f"the report, with pictures, if any, beside it (default: {default})",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: %(default)s)"
+    )
+
+
+def report_path(given: Path | None, default: Path) -> Path:
+    """Where the report goes.
+
+    Raises:
+        UserError: The path given does not end in .json, or its folder is missing.
+    """
+    if given is None:
+        return default
+    if given.suffix != ".json":
+        raise UserError(f"--json {given}: must end in .json; pictures take its name")
+    if not given.parent.is_dir():
+        raise UserError(f"--json {given}: there is no folder {given.parent}")
+    return given
+
+
+def report_of_samples(samples: Path, score: str) -> Path:
+    """Where the report on samples goes by itself: into the folder that ``sampling.generate`` fills.
+
+    Beside all else: in a plain folder of pictures, those of a report would be new samples.
+    """
+    if (samples / "samples.json").is_file() or not samples.exists():
+        return samples / f"{score}.json"
+    samples = samples if samples.name else samples.resolve()
+    name = samples.name if samples.is_dir() else samples.stem
+    return samples.with_name(f"{name}-{score}.json")
+
+
+def typed(module: str, arguments: Sequence[str]) -> str:
+    """What to type to have the same again."""
+    return shlex.join(["python", "-m", module, *arguments])

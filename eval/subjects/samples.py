@@ -1,0 +1,240 @@
+"""Generated images as the scores read them: a folder, WebDataset shards, or an ``.npz`` file."""
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pqvae.config import config_from_dict
+from pqvae.data.config import DataConfig
+from pqvae.data.sample import Sample
+from pqvae.data.sources.shards import list_shards
+from pqvae.errors import UserError
+from pqvae.files import read_json
+from pqvae.images import FORMATS, ImageError, decode_image
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Square images of one size; in a folder, in the order of their names."""
+
+    path: Path
+    read: Callable[[int], Tensor]  # uint8 (3, size, size); UserError for a damaged image
+    n: int
+    total: int  # images at ``path``; the n may be the first of them
+    size: int  # height and width in pixels
+    record: dict[str, Any]  # samples.json; empty where there is none
+    labels: tuple[str, ...] | None  # name or number of the class of each of the n images
+
+    def __len__(self) -> int:
+        return self.n
+
+    def images(self, indices: Sequence[int], /) -> Tensor:
+        """Images by number, uint8 (B, 3, size, size).
+
+        Raises:
+            UserError: One is damaged; the message names it.
+        """
+        return torch.stack([self.read(index) for index in indices])
+
+
+def open_samples(path: Path, n: int | None = None) -> Samples:
+    """Open samples, and check that every one is an image of the same size.
+
+    Args:
+        path: A folder of ``sampling.generate``, of PNG or JPEG files, or of shards; a ``.tar``
+            shard; or an ``.npz`` file whose first array is uint8 (N, H, W, 3), and whose second,
+            where there is one, holds class numbers (Dhariwal & Nichol 2021).
+        n: Use the first n only.
+
+    Raises:
+        UserError: There are no samples, fewer than n, or ones that differ in size.
+    """
+    if path.suffix == ".npz":
+        return _open_array(path, n)
+    if not path.is_dir() and path.suffix != ".tar":
+        raise UserError(
+            f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
+            "fills it, or name a folder of PNG or JPEG files, of shards, or an .npz file"
+        )
+    record = _read_record(path / "samples.json")
+    folder = path / "images" if (path / "images").is_dir() else path
+    files = list(_encoded(folder))
+    if not files:
+        raise UserError(f"{folder}: no PNG or JPEG files; `python -m sampling.generate` makes some")
+    total = len(files)
+    planned = record.get("n", total)
+    if not record.get("complete", True) or planned != total:
+        print(f"warning: {path} is incomplete: {total} of {planned} samples", file=sys.stderr)
+    files = files[: _count(folder, n, total)]
+    size = _common_size(files)
+    return Samples(
+        path,
+        lambda index: _decode(files[index], size),
+        len(files),
+        total,
+        size,
+        record,
+        _labels(files, record),
+    )
+
+
+def reference_config(samples: Samples, path: str | None) -> DataConfig:
+    """The data that samples are to be compared with: ``path``, else what their record names.
+
+    Raises:
+        UserError: Neither names data, or the sizes differ.
+    """
+    record = samples.path / "samples.json"
+    data = samples.record.get("data", {})
+    if not isinstance(data, dict):
+        raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
+    if path is None and not data:
+        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
+    if path is not None and data.get("path") != path:
+        data = {"path": path, "image_size": samples.size}
+    config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
+    if config.image_size != samples.size:
+        raise UserError(
+            f"{samples.path}: the images have {samples.size} pixels a side, but {record} says "
+            f"{config.image_size}; generate the samples anew"
+        )
+    return config
+
+
+def sample_facts(samples: Samples, content_hash: str) -> dict[str, dict[str, Any]]:
+    """What a report must say of samples whose pixels have this sha256."""
+    return {
+        "samples": {
+            "path": str(samples.path),
+            "images": len(samples),
+            "of": samples.total if samples.total > len(samples) else None,
+            "sha256": content_hash,
+        },
+        "sampler": {
+            "seed": samples.record.get("seed"),
+            **samples.record.get("settings", {}),
+            "prior": samples.record.get("prior_hash"),
+            "tokenizer": samples.record.get("tokenizer_hash"),
+        },
+    }
+
+
+def _open_array(path: Path, n: int | None) -> Samples:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[key] for key in file.files]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        raise UserError(f"{path}: not an .npz file of images, or damaged") from error
+    shape = arrays[0].shape if arrays else ()
+    if not (
+        len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and arrays[0].dtype == np.uint8
+    ):
+        found = f"{arrays[0].dtype} {shape}" if arrays else "missing"
+        raise UserError(f"{path}: its first array must be uint8 (N, size, size, 3), not {found}")
+    pixels = torch.from_numpy(arrays[0]).permute(0, 3, 1, 2)
+    n = _count(path, n, len(pixels))
+    labels = arrays[1] if len(arrays) > 1 and arrays[1].shape == (len(pixels),) else None
+    return Samples(
+        path,
+        lambda index: pixels[index],
+        n,
+        len(pixels),
+        pixels.shape[2],
+        {},
+        None if labels is None else tuple(str(label) for label in labels[:n]),
+    )
+
+
+def _count(path: Path, n: int | None, total: int) -> int:
+    if n is not None and n > total:
+        raise UserError(f"--n {n}: {path} holds {total} images")
+    return total if n is None else n
+
+
+def _encoded(path: Path) -> Iterator[Sample]:
+    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
+    if shards:
+        yield from list_shards(shards, shards[0].parent)[0]
+        return
+    files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+    for file in sorted(files, key=lambda file: (len(file.name), file.name)):  # 1000000 last
+        yield Sample(str(file), None, file, 0, file.stat().st_size)
+
+
+def _labels(files: Sequence[Sample], record: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class of each sample: from its shard, else drawn again as ``sampling.generate`` did."""
+    if all(file.label is not None for file in files):
+        return tuple(file.label or "" for file in files)
+    settings, counts = record.get("settings", {}), record.get("class_counts")
+    if settings.get("class") is not None:
+        return (settings["class"],) * len(files)
+    if not counts:
+        return None
+    from sampling.sampler import class_labels  # imports the prior, and only here
+
+    # By the number in the name: an incomplete folder has gaps.
+    numbers = torch.tensor([int(Path(file.key).stem) for file in files])
+    classes = class_labels(record["seed"], numbers, tuple(counts.values()))
+    names = list(counts)
+    return tuple(names[index] for index in classes.tolist())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict) or not record:
+        raise UserError(f"{path}: not a JSON object; generate the samples anew")
+    return record
+
+
+def _common_size(files: Sequence[Sample]) -> int:
+    first = _size(files[0])
+    if first[0] != first[1]:
+        raise UserError(
+            f"{files[0].place}: {first[0]}x{first[1]} pixels; the samples must be square"
+        )
+    for file in files[1:]:
+        size = _size(file)
+        if size != first:
+            raise UserError(
+                f"{file.place}: {size[0]}x{size[1]} pixels, but {Path(files[0].key).name} is "
+                f"{first[0]}x{first[1]}; all samples must have one size"
+            )
+    return first[0]
+
+
+def _size(file: Sample) -> tuple[int, int]:
+    # A file's header is a few bytes of it; a shard's member has to be read.
+    lone = isinstance(file.source, Path) and file.offset == 0
+    try:
+        source = file.source if lone else io.BytesIO(file.read())
+        with Image.open(source, formats=FORMATS) as image:
+            return image.size
+    except PermissionError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unusable(file, "empty file" if file.size == 0 else "not an image") from error
+
+
+def _decode(file: Sample, size: int) -> Tensor:
+    try:
+        return decode_image(file.read(), size)
+    except ImageError as error:
+        raise _unusable(file, str(error)) from error
+
+
+def _unusable(file: Sample, reason: str) -> UserError:
+    return UserError(f"{file.place}: {reason}; remove the file or generate it anew")

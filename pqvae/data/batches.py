@@ -1,0 +1,166 @@
+"""Training batches as a pure function of (seed, step): nothing to save, nothing to resume."""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from pqvae import distributed
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import ImageDataset
+from pqvae.errors import UserError
+from pqvae.images import to_float
+from pqvae.randomness import generator_for
+
+
+def parts_of_batch(batch_size: int, accumulate: int) -> list[slice]:
+    """Where in each batch this process's share lies, one slice for each micro-batch.
+
+    The processes' shares, and the micro-batches in them, follow one another and make the batch.
+
+    Raises:
+        UserError: There are too few images in a batch.
+    """
+    pieces = distributed.world_size() * accumulate
+    if batch_size < pieces:
+        raise UserError(
+            f"trainer.batch_size is {batch_size}, but {distributed.world_size()} processes with "
+            f"trainer.accumulate={accumulate} need at least {pieces}"
+        )
+    bounds = [batch_size * piece // pieces for piece in range(pieces + 1)]
+    first = distributed.rank() * accumulate
+    return [slice(*bounds[piece : piece + 2]) for piece in range(first, first + accumulate)]
+
+
+class BatchOrder:
+    """Indices of the batch at any step: a new permutation for each pass over the data."""
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        """Raises UserError where there are fewer samples than processes."""
+        if length < distributed.world_size():
+            raise UserError(
+                f"{length} training images are too few for {distributed.world_size()} processes"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self._permutation = functools.lru_cache(maxsize=4)(self._draw)
+
+    def _draw(self, epoch: int) -> Tensor:
+        return torch.randperm(self.length, generator=generator_for(self.seed, epoch))
+
+    def __call__(self, step: int) -> Tensor:
+        """Indices int64 (batch_size,) of the batch at this step."""
+        places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = places // self.length
+        indices = torch.empty_like(places)
+        for epoch in epochs.unique().tolist():
+            inside = epochs == epoch
+            indices[inside] = self._permutation(epoch)[places[inside] % self.length]
+        return indices
+
+
+class Augmentation:
+    """Shifts some images by a few pixels, and mirrors half of them where that is harmless."""
+
+    def __init__(self, dataset: ImageDataset, config: DataConfig) -> None:
+        self.shift, self.shift_share = config.shift, config.shift_share
+        self.may_flip = torch.full((len(dataset),), config.flip)
+        if dataset.labels is not None:
+            for index, name in enumerate(dataset.class_names):
+                if name in config.no_flip_classes:
+                    self.may_flip[dataset.labels == index] = False
+
+    def __call__(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        generator: torch.Generator,
+        part: slice = slice(None),
+    ) -> Tensor:
+        """Change a part of a batch.
+
+        Args:
+            images: uint8 (b, 3, H, W), the images of the part.
+            indices: int64 (B,), which images of the data set the whole batch is.
+            generator: What it draws for an image depends on the place in the whole batch.
+            part: Which of the batch the images are.
+        """
+        flip = (torch.rand(len(indices), generator=generator) < 0.5) & self.may_flip[indices]
+        reach = torch.where(
+            torch.rand(len(indices), generator=generator) < self.shift_share, self.shift, 0
+        )
+        offsets = (torch.rand(2, len(indices), generator=generator) * 2 - 1) * (reach + 0.5)
+        offsets = offsets.round().long().clamp(-self.shift, self.shift)
+        return augment(images, flip[part], offsets[:, part])
+
+
+class TrainingImages:
+    """The augmented training batch of any step."""
+
+    def __init__(
+        self, dataset: ImageDataset, config: DataConfig, batch_size: int, seed: int
+    ) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.order = BatchOrder(len(dataset), batch_size, seed)
+        self.augmentation = Augmentation(dataset, config)
+
+    def __call__(self, step: int, part: slice = slice(None)) -> Tensor:
+        """The images of this part of the step's batch, float32 (b, 3, H, W) in [-1, 1]."""
+        indices = self.order(step)
+        images = self.dataset.images(indices[part])
+        generator = generator_for(self.seed, step, 1)
+        return to_float(self.augmentation(images, indices, generator, part))
+
+
+class Prefetcher:
+    """Calls a function of (step, part) before its results are asked for, in threads.
+
+    The function must be pure: what it gives does not depend on the number of threads.
+    """
+
+    def __init__(
+        self, function: Callable[[int, slice], Tensor], parts: Sequence[slice], workers: int
+    ) -> None:
+        """Prepare to be asked for the parts of one step after the other.
+
+        Args:
+            function: What to call.
+            parts: The parts of every step.
+            workers: How many calls to be ahead, each in its own thread; 0 calls when asked.
+        """
+        self._function, self._parts, self._workers = function, list(parts), workers
+        self._pool = ThreadPoolExecutor(max(1, workers), "loader")
+        self._pending: dict[tuple[int, int], Future[Tensor]] = {}
+
+    def __call__(self, step: int, part: slice) -> Tensor:
+        """What the function gives; its errors are raised here, in the order of the steps."""
+        if self._workers == 0:
+            return self._function(step, part)
+        place = step, self._parts.index(part)
+        if place not in self._pending:  # the first call, or a jump
+            self._pending.clear()
+        for ahead in range(self._workers + 1):
+            steps, index = divmod(place[1] + ahead, len(self._parts))
+            coming = step + steps, index
+            if coming not in self._pending:
+                call = self._pool.submit(self._function, coming[0], self._parts[index])
+                self._pending[coming] = call
+        return self._pending.pop(place).result()
+
+
+def augment(images: Tensor, flip: Tensor, offsets: Tensor) -> Tensor:
+    """Mirror the chosen images, then move each; what enters repeats the border.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        flip: bool (B,), which images to mirror left to right.
+        offsets: int64 (2, B), pixels by which the window moves down and to the right.
+    """
+    B, _, H, W = images.shape
+    images = torch.where(flip[:, None, None, None], images.flip(3), images)
+    rows = (torch.arange(H) + offsets[0].unsqueeze(1)).clamp_(0, H - 1)
+    columns = (torch.arange(W) + offsets[1].unsqueeze(1)).clamp_(0, W - 1)
+    batch = torch.arange(B)[:, None, None]
+    moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)

@@ -1,0 +1,51 @@
+"""One encoded image, and the names that files and splits of a data set have."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pqvae.images import ImageError
+
+Split = Literal["train", "val", "test"]
+
+IMAGE_EXTENSIONS = frozenset(
+    ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One encoded image, read when it is asked for."""
+
+    key: str
+    label: str | None
+    source: Path | bytes  # the file or shard that holds the encoded image; or the encoded image
+    offset: int
+    size: int  # bytes; negative where there are none to read
+
+    @property
+    def place(self) -> str:  # for messages
+        # No member of a tar lies at offset 0, where its first header is.
+        shard = self.source.name if isinstance(self.source, Path) and self.offset else ""
+        key = self.key if self.key.isprintable() else repr(self.key)
+        return f"{shard}: {key}" if shard else key
+
+    def read(self) -> bytes:
+        if isinstance(self.source, bytes):
+            return self.source
+        if self.size < 0:
+            raise ImageError("a link or a sparse file, which is not read in a shard")
+        try:
+            with open(self.source, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise ImageError(error.strerror or str(error)) from error
+        if len(data) < self.size:
+            raise ImageError("shorter than when it was listed")
+        return data
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file."""
+    return path.suffix[1:].lower() in IMAGE_EXTENSIONS

@@ -1,0 +1,62 @@
+"""A run folder belongs to one run, and to one process at a time."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pqvae import distributed
+from pqvae.config import changed_keys, config_to_yaml, load_config
+from pqvae.errors import UserError
+from pqvae.files import atomic_path, locked
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Changing these does not make it another run.
+HARMLESS_KEYS = {
+    "device",
+    "out",
+    "data.workers",
+    "trainer.steps",
+    "trainer.log_every",
+    "trainer.evaluate_every",
+    "trainer.accumulate",
+    "trainer.skip_nonfinite",
+    "trainer.compile",
+    "trainer.sinks",
+}
+
+C = TypeVar("C", bound="DataclassInstance")
+
+
+@contextlib.contextmanager
+def open_run(config: C, folder: Path) -> Iterator[None]:
+    """Inside of this block the run folder is this run's alone: made, or that of the same config.
+
+    Raises:
+        UserError: The folder holds another run or something else, or is in use.
+    """
+    with contextlib.ExitStack() as stack:
+        distributed.on_rank_zero(lambda: stack.enter_context(_opened_run(config, folder)))
+        yield
+
+
+@contextlib.contextmanager
+def _opened_run(config: C, folder: Path) -> Iterator[None]:
+    path = folder / "config.yaml"
+    if path.exists():
+        before = load_config(type(config), path, [])
+        changed = [key for key in changed_keys(before, config) if key not in HARMLESS_KEYS]
+        if changed:
+            raise UserError(
+                f"{folder} holds a run with another {', '.join(changed)}; "
+                f"choose another folder (out=...) or remove it"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not a run folder; choose another one (out=...)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        with atomic_path(path) as temporary:
+            temporary.write_text(config_to_yaml(config))
+        yield

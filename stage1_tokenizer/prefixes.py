@@ -1,0 +1,85 @@
+"""What prefixes of codes keep: lengths that are shown, reconstructions, PSNR, the strip."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pqvae.data.dataset import ImageDataset
+from pqvae.images import psnr, save_grid, to_float, to_uint8
+from stage1_tokenizer.tokenizer import Tokenizer
+
+
+def prefix_grid(num_codes: int) -> list[int]:
+    """The prefix lengths that are reported: 1, 2, 4, 8 ... and N."""
+    return [2**i for i in range(num_codes.bit_length()) if 2**i < num_codes] + [num_codes]
+
+
+@torch.inference_mode()
+def reconstruct(
+    tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1, refine: int = 0
+) -> Tensor:
+    """Images decoded from prefixes of their codes: uint8 (B, 3, H, W) -> (lengths, B, 3, H, W)."""
+    device = tokenizer.device
+    codes = tokenizer.encode(to_float(images).to(device), beam, refine)
+    return torch.stack([to_uint8(tokenizer.decode(codes[:, :k])).cpu() for k in lengths])
+
+
+def save_prefix_grid(
+    path: Path,
+    tokenizer: Tokenizer,
+    images: Tensor,
+    lengths: Sequence[int],
+    beam: int = 1,
+    refine: int = 0,
+) -> list[Tensor]:
+    """Draw uint8 images (B, 3, H, W), a row each, at every prefix length, the original last.
+
+    Returns:
+        The reconstructions, uint8 (B, 3, H, W), one for each length.
+    """
+    decoded = list(reconstruct(tokenizer, images, lengths, beam, refine))
+    bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
+    captions = [f"k={k}, {bits[k - 1]:.0f} bits" for k in lengths]
+    columns = torch.stack([*decoded, images], dim=1).flatten(0, 1)
+    zoom = max(1, 96 // images.shape[-1])
+    save_grid(path, columns, len(lengths) + 1, captions=[*captions, "original"], zoom=zoom)
+    return decoded
+
+
+def evenly_spaced_indices(dataset: ImageDataset, count: int) -> Tensor:
+    """Indices of this many images from all over a data set, int64 (count,)."""
+    return torch.linspace(0, len(dataset) - 1, count).long()
+
+
+def evenly_spaced(dataset: ImageDataset, count: int) -> Tensor:
+    """This many images from all over a data set, uint8 (count, 3, H, W)."""
+    return dataset.images(evenly_spaced_indices(dataset, count))
+
+
+def measure_psnr(
+    tokenizer: Tokenizer, dataset: ImageDataset, lengths: Sequence[int], limit: int
+) -> list[float]:
+    """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
+    values = []
+    for chunk in evenly_spaced_indices(dataset, min(limit, len(dataset))).split(256):
+        originals = dataset.images(chunk)
+        decoded = reconstruct(tokenizer, originals, lengths)
+        values.append(torch.stack([psnr(images, originals) for images in decoded]))
+    return torch.cat(values, dim=1).mean(1).tolist()
+
+
+@torch.inference_mode()
+def residual_shares(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> list[float]:
+    """Mean |r_k|^2 over mean |f|^2 at k = 1 ... N: what prefixes leave of a data set's latents.
+
+    Less on training images than on held-out ones: entries that saw too few images.
+    """
+    energies = torch.zeros(tokenizer.num_codes + 1)
+    device = tokenizer.device
+    for chunk in evenly_spaced_indices(dataset, min(limit, len(dataset))).split(256):
+        images = to_float(dataset.images(chunk)).to(device)
+        latents = tokenizer.latents(images)
+        energies += tokenizer.quantizer.quantize(latents)[1].energies().sum(1).cpu()
+    return (energies[1:] / energies[0]).tolist()

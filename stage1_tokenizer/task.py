@@ -1,0 +1,264 @@
+"""Stage 1 for the training loop: the root config, the task, the final report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pqvae import distributed
+from pqvae.config import config_to_yaml
+from pqvae.console import format_seconds, say
+from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
+from pqvae.data.dataset import open_dataset
+from pqvae.errors import UserError
+from pqvae.files import write_json
+from pqvae.randomness import generator_for
+from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.training.loop import train
+from pqvae.training.run_folder import open_run
+from pqvae.training.task import Evaluation
+from stage1_tokenizer.config import (
+    Config,
+    TokenizerConfig,
+)
+from stage1_tokenizer.objective import GumbelObjective, TokenizerObjective, draw_prefix_lengths
+from stage1_tokenizer.prefixes import (
+    evenly_spaced,
+    measure_psnr,
+    prefix_grid,
+    residual_shares,
+    save_prefix_grid,
+)
+from stage1_tokenizer.quantizers.codebooks import CodebookLearner
+from stage1_tokenizer.quantizers.gumbel import GumbelLearner
+from stage1_tokenizer.quantizers.residual import Residuals, code_entropy_bits
+from stage1_tokenizer.tokenizer import Tokenizer
+
+GRID_IMAGES = 8  # rows of the grids drawn while training
+PATCH_IMAGES = 1024  # augmented images whose patches the shortcuts start from
+START_IMAGES = 8192  # augmented images that the codebooks start from
+IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
+RESIDUAL_IMAGES = 4096  # of a split at most, for what prefixes leave of the latents
+EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
+
+CURVES = {
+    "loss": ["loss", "mse"],
+    "held-out PSNR by prefix length, dB": ["val_psnr_*"],
+    "share of the latent left after k codes, held-out": ["val_residual_*"],
+    "the same on training images": ["train_residual_*"],
+    "code entropy, bits": ["code_entropy_bits"],
+}
+
+
+class TokenizerTask:
+    """Stage 1 for the training loop."""
+
+    def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
+        self.config, self.runtime, self.folder = config, runtime, folder
+        self.gumbel = config.quantizer.assignment == "gumbel"
+        if self.gumbel and distributed.world_size() * config.trainer.accumulate > 1:
+            raise UserError(  # H(Z) is that of the whole batch
+                "quantizer.assignment=gumbel takes each batch in one piece: "
+                "train in one process, with trainer.accumulate=1"
+            )
+        self.train_images, self.val_images, self.test_images = (
+            open_dataset(config.data, split) for split in ("train", "val", "test")
+        )
+        sizes = [len(self.train_images), len(self.val_images), len(self.test_images)]
+        say("data: {:,} train, {:,} val, {:,} test images".format(*sizes))
+        torch.manual_seed(config.trainer.seed)
+        self.tokenizer = Tokenizer(
+            TokenizerConfig(
+                image_size=config.data.image_size,
+                architecture=config.architecture,
+                quantizer=config.quantizer,
+            )
+        ).to(runtime.device)
+        self.model: nn.Module = self.tokenizer
+        self.networks: Sequence[nn.Module] = (self.tokenizer.encoder, self.tokenizer.decoder)
+        self.curves: Mapping[str, Sequence[str]] = CURVES
+        kind = GumbelLearner if self.gumbel else CodebookLearner
+        self.learner: CodebookLearner = kind(self.tokenizer.quantizer)
+        trainer = config.trainer
+        self.images = TrainingImages(
+            self.train_images, config.data, trainer.batch_size, trainer.seed
+        )
+        self.parts = parts_of_batch(trainer.batch_size, trainer.accumulate)
+        self.batches = Prefetcher(self.load, self.parts, config.data.workers)
+        self.lengths = prefix_grid(self.tokenizer.num_codes)
+        self._seen: list[tuple[Tensor, Residuals]] = []  # codes and residuals of the step's parts
+
+    def load(self, step: int, part: slice) -> Tensor:
+        """Images of a part of a batch, ready to be copied to the device."""
+        images = self.images(step, part)
+        return images.pin_memory() if self.runtime.device.type == "cuda" else images
+
+    def start(self) -> None:
+        say("starting the shortcuts and codebooks from training images")
+        device, size = self.runtime.device, self.config.trainer.batch_size
+        patches = [self.images(step) for step in range(-(-PATCH_IMAGES // size))]
+        self.tokenizer.init_from_images(torch.cat(patches).to(device))
+        count = -(-max(START_IMAGES, 2 * max(self.config.quantizer.sizes)) // size)
+        batches = (self.images(step).to(device) for step in range(count))
+        with torch.inference_mode():
+            encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
+        self.learner.initialize(encoded, generator_for(self.config.trainer.seed, 0, 2))
+
+    def loss(self, step: int, part: slice) -> dict[str, Tensor]:
+        images = self.batches(step, part).to(self.runtime.device, non_blocking=True)
+        lengths = draw_prefix_lengths(
+            self.config.trainer.batch_size,
+            self.tokenizer.num_codes,
+            self.config.objective.full_share,
+            generator_for(self.config.trainer.seed, step, 3),
+        )
+        objective = self.objective_at(step)
+        losses, codes, residuals = objective(images, lengths[part].to(images.device))
+        self._seen.append((codes, residuals))
+        return losses
+
+    def objective_at(self, step: int) -> TokenizerObjective:
+        if not self.gumbel:
+            return TokenizerObjective(self.tokenizer, self.config.objective)
+        progress = step / self.config.trainer.steps
+        noise = generator_for(self.config.trainer.seed, step, 5)
+        return GumbelObjective(self.tokenizer, self.config.objective, progress, noise)
+
+    def after_step(self, step: int, finite: Tensor) -> None:
+        codes, residuals = self.whole_batch()
+        decay = self.learner.decay(step / self.config.trainer.steps)
+        self.learner.update(codes, residuals, decay, finite)
+        # What is not finite in a skipped step must not become an entry.
+        if (step + 1) % self.config.quantizer.revive_every == 0 and bool(finite):
+            generator = generator_for(self.config.trainer.seed, step, 4)
+            self.learner.revive(codes, residuals, generator)
+
+    def whole_batch(self) -> tuple[Tensor, Residuals]:
+        """Codes and residuals of the step's whole batch, alike in every process.
+
+        Latents and codes are exchanged, not sums over them: they are small, and every process then
+        does to its codebooks the very same.
+        """
+        seen, self._seen = self._seen, []
+        if len(seen) == distributed.world_size() == 1:
+            return seen[0]
+        first, total = self.parts[0].start, self.config.trainer.batch_size
+        codes = distributed.gather(torch.cat([codes for codes, _ in seen]), first, total)
+        latents = distributed.gather(
+            torch.cat([residuals.early[0] for _, residuals in seen]), first, total
+        )
+        return codes, self.tokenizer.quantizer.residuals(latents, codes)
+
+    def keys(self, step: int) -> list[str]:
+        return [self.train_images.keys[index] for index in self.images.order(step).tolist()]
+
+    def evaluate(self, step: int) -> Evaluation:
+        values = measure_psnr(self.tokenizer, self.val_images, self.lengths, EVALUATED_IMAGES)
+        entropy, dead = self.learner.usage()
+        self.draw_grid(step)
+        text = " ".join(f"{k}:{value:.2f}" for k, value in zip(self.lengths, values, strict=True))
+        text = f"val psnr {text} dB | code entropy {entropy:.2f} bits | dead entries {dead}"
+        scalars = {f"val_psnr_{k}": value for k, value in zip(self.lengths, values, strict=True)}
+        scalars |= {"code_entropy_bits": entropy, "dead_entries": dead}
+        count = min(EVALUATED_IMAGES, len(self.val_images))
+        for split, images in (("train", self.train_images), ("val", self.val_images)):
+            shares = residual_shares(self.tokenizer, images, count)
+            scalars |= {f"{split}_residual_{k}": shares[k - 1] for k in self.lengths}
+        return Evaluation(-sum(values) / len(values), text, scalars)
+
+    def draw_grid(self, step: int) -> None:
+        (self.folder / "grids").mkdir(exist_ok=True)
+        path = self.folder / "grids" / f"step-{step:08d}.png"
+        save_prefix_grid(
+            path, self.tokenizer, evenly_spaced(self.val_images, GRID_IMAGES), self.lengths
+        )
+
+    def save_model(self) -> None:
+        self.tokenizer.save_pretrained(self.folder / "model")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.tokenizer.state_dict(),
+            "learner": self.learner.state_dict(),
+            "data_hash": self.train_images.content_hash,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["data_hash"] != self.train_images.content_hash:
+            raise UserError(
+                f"{self.folder}: the training images in {self.config.data.path} are not those that "
+                "this run began with; restore them, or choose another folder (out=...)"
+            )
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.learner.load_state_dict(state["learner"])
+
+
+def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
+    """Codes int64 (n, N) of augmented training images, enough to judge every entry's use."""
+    needed = IMAGES_PER_ENTRY * max(task.config.quantizer.sizes)
+    steps = range(-(-needed // task.config.trainer.batch_size))
+    device = tokenizer.device
+    return torch.cat([tokenizer.encode(task.images(step).to(device)).cpu() for step in steps])
+
+
+def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
+    """The final figures of the kept model, on the test split and on training codes."""
+    tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
+    test_images = task.test_images
+    values = measure_psnr(tokenizer, test_images, task.lengths, len(test_images))
+    residuals = [
+        residual_shares(tokenizer, images, RESIDUAL_IMAGES)
+        for images in (task.train_images, test_images)
+    ]
+    codes = training_codes(tokenizer, task)
+    images = evenly_spaced(test_images, GRID_IMAGES)
+    save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths)
+    sizes = task.config.quantizer.sizes
+    used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
+    return {
+        "psnr": {str(k): round(v, 3) for k, v in zip(task.lengths, values, strict=True)},
+        "psnr_split": test_images.name,
+        "psnr_images": len(test_images),
+        "residual_train": [round(share, 4) for share in residuals[0]],
+        "residual_test": [round(share, 4) for share in residuals[1]],
+        "code_entropy_bits": [round(bits, 3) for bits in code_entropy_bits(codes, sizes)],
+        "dead_entries": sum(sizes) - sum(used),
+        "bits_per_image": sum(task.config.quantizer.bits),
+        "steps": trained["steps"],
+        "images_seen": trained["steps"] * task.config.trainer.batch_size,
+        "seconds": round(trained["seconds"], 1),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "content_hash": tokenizer.content_hash,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def run(config: Config) -> None:
+    """Train as the config says, or go on, and write ``result.json``."""
+    folder = Path(config.out)
+    runtime = select_runtime(config.device)
+    with distributed.process_group(runtime.device):
+        task = TokenizerTask(config, runtime, folder)
+        with open_run(config, folder):
+            say(f"training on {runtime}")
+            say(config_to_yaml(config))
+            trained = train(task, config.trainer, runtime, folder)
+            distributed.on_rank_zero(lambda: finish(task, trained))
+
+
+def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
+    """Measure the kept model, write ``result.json``, and say what to do next."""
+    folder, out = task.folder, task.config.out
+    result = report(task, trained)
+    write_json(folder / "result.json", result)
+    say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
+    text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
+    print(f"test PSNR in dB by prefix length  {text}")
+    again = "" if out == Config().out else f" tokenizer={out} out={out}-prior"
+    print(
+        f"made {folder}/model; look at {folder}/prefixes.png, "
+        f"then: python -m stage2_prior.train{again}"
+    )

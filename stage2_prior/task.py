@@ -1,0 +1,240 @@
+"""Stage 2 for the training loop: the root config, the task, the final report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pqvae import distributed
+from pqvae.config import config_to_yaml, load_config
+from pqvae.console import format_seconds, say
+from pqvae.data.batches import Augmentation, BatchOrder
+from pqvae.data.dataset import ImageDataset, open_dataset
+from pqvae.errors import UserError
+from pqvae.files import write_json
+from pqvae.images import save_grid, to_uint8
+from pqvae.randomness import generator_for
+from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.training.loop import train
+from pqvae.training.run_folder import open_run
+from pqvae.training.task import Evaluation
+from sampling.sampler import SamplingSettings, class_labels, sample_codes
+from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.config import Config as TokenizerRunConfig
+from stage2_prior.codes import EncodedDataset, encode_dataset
+from stage2_prior.config import Config
+from stage2_prior.prior import Prior
+
+GRID_SAMPLES = 64
+CURVES = {"bits per code": ["loss", "val_bits_per_code"]}
+GRID_SETTINGS = SamplingSettings(top_p=0.95)
+
+
+class PriorTask:
+    """Stage 2 for the training loop."""
+
+    def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
+        self.config, self.runtime, self.folder = config, runtime, folder
+        tokenizer_folder = Path(config.tokenizer)
+        if not (tokenizer_folder / "model").is_dir():
+            raise UserError(
+                f"{tokenizer_folder}: no tokenizer here; "
+                f"run python -m stage1_tokenizer.train, or give tokenizer=FOLDER"
+            )
+        self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(runtime.device)
+        data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
+        train_images, val_images, self.test_images = (
+            open_dataset(data, split) for split in ("train", "val", "test")
+        )
+        self.train_images, self.val_images = train_images, val_images
+        self.augmentation = Augmentation(train_images, data)
+        torch.manual_seed(config.trainer.seed)
+        labels = train_images.labels if config.class_conditional else None
+        class_names = train_images.class_names if labels is not None else ()
+        counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
+        self.prior = Prior(
+            config.prior,
+            self.tokenizer.config.quantizer.sizes,
+            class_names,
+            tuple(counts.tolist()) if counts is not None else (),
+            self.tokenizer.content_hash,
+        ).to(runtime.device)
+        self.prior.set_code_features(self.tokenizer.quantizer)
+        self.model: nn.Module = self.prior
+        self.networks: Sequence[nn.Module] = (self.prior.layers,)
+        self.curves: Mapping[str, Sequence[str]] = CURVES
+        self.order = BatchOrder(len(train_images), config.trainer.batch_size, config.trainer.seed)
+
+    def encode_splits(self) -> None:
+        """Encode what is trained on, into the run folder; call it before the training."""
+        self.train_codes = self.encode(self.train_images, self.augmentation, self.config.views)
+        self.val_codes = self.encode(self.val_images, None, 1)
+
+    def encode(
+        self, dataset: ImageDataset, augmentation: Augmentation | None, views: int
+    ) -> EncodedDataset:
+        folder, seed = self.folder / "codes", self.config.trainer.seed
+        return encode_dataset(self.tokenizer, dataset, augmentation, views, seed, folder)
+
+    def start(self) -> None:
+        self.prior.init_from_codes(self.train_codes.codes.flatten(0, 1))
+
+    def loss(self, step: int, part: slice) -> dict[str, Tensor]:
+        indices = self.order(step)
+        generator = generator_for(self.config.trainer.seed, step, 5)
+        views = torch.randint(self.config.views, (len(indices),), generator=generator)
+        dropped = torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
+        codes = self.train_codes.codes[views[part], indices[part]].long()
+        labels = self.labels(self.train_codes, indices[part])
+        if labels is not None:
+            unlabelled = dropped[part].to(labels.device)
+            labels = labels.masked_fill(unlabelled, len(self.prior.class_names))
+        return {"loss": self.prior.bits(codes.to(self.runtime.device), labels).mean()}
+
+    def after_step(self, step: int, finite: Tensor) -> None:
+        """Everything learns by gradient here."""
+
+    def keys(self, step: int) -> list[str]:
+        return [self.train_images.keys[index] for index in self.order(step).tolist()]
+
+    def labels(self, encoded: EncodedDataset, indices: Tensor) -> Tensor | None:
+        if not self.prior.class_names or encoded.labels is None:
+            return None
+        return encoded.labels[indices].to(self.runtime.device)
+
+    def bits_per_code(self, prior: Prior, encoded: EncodedDataset) -> Tensor:
+        """Mean bits of each position over the unaugmented images of a split: float64 (N,)."""
+        chunks = torch.arange(encoded.codes.shape[1]).split(256)
+        device = self.runtime.device
+        bits = [
+            prior.bits(encoded.codes[0, chunk].long().to(device), self.labels(encoded, chunk)).cpu()
+            for chunk in chunks
+        ]
+        return torch.cat(bits).double().mean(0)
+
+    def evaluate(self, step: int) -> Evaluation:
+        bits = self.bits_per_code(self.prior, self.val_codes)
+        mean = float(bits.mean())
+        self.draw_grid(step)
+        shown = [0, 1, 3, 7, 15, 31, 63, 127]
+        text = " ".join(f"{i + 1}:{bits[i]:.2f}" for i in shown if i < len(bits))
+        return Evaluation(
+            mean,
+            f"val bits per code {mean:.3f} (position {text})",
+            {"val_bits_per_code": mean, "val_bits_per_image": float(bits.sum())},
+        )
+
+    def draw_grid(self, step: int) -> None:
+        indices = torch.arange(GRID_SAMPLES)
+        counts = self.prior.class_counts
+        labels = class_labels(0, indices, counts).sort().values if counts else None
+        codes = sample_codes(
+            self.prior, labels, indices, 0, self.tokenizer.num_codes, GRID_SETTINGS
+        )
+        (self.folder / "grids").mkdir(exist_ok=True)
+        images = to_uint8(self.tokenizer.decode(codes)).cpu()
+        save_grid(self.folder / "grids" / f"step-{step:08d}.png", images, columns=16)
+
+    def save_model(self) -> None:
+        self.prior.save_pretrained(self.folder / "model")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "prior": self.prior.state_dict(),
+            "tokenizer_hash": self.prior.tokenizer_hash,
+            "data_hash": self.train_images.content_hash,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        before, now = state["tokenizer_hash"], self.prior.tokenizer_hash
+        if before != now:
+            raise UserError(
+                f"{self.folder} was trained on tokenizer {before[:8]}, but {self.config.tokenizer} "
+                f"is {now[:8]}; choose another folder (out=...) or remove it"
+            )
+        if state["data_hash"] != self.train_images.content_hash:
+            raise UserError(
+                f"{self.folder}: the training images are not those that this run began with; "
+                "restore them, or choose another folder (out=...)"
+            )
+        self.prior.load_state_dict(state["prior"])
+
+
+def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Bits of codes (n, N) under one add-one histogram per position: float64 (N,)."""
+    costs = []
+    for position, size in enumerate(sizes):
+        counts = torch.bincount(train_codes[:, position], minlength=size).double() + 1
+        costs.append(-(counts / counts.sum()).log2()[codes[:, position]].mean())
+    return torch.stack(costs)
+
+
+@torch.inference_mode()
+def report(
+    task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]
+) -> dict[str, Any]:
+    """The final figures of the kept model: bits on the test and the train split."""
+    prior = Prior.from_pretrained(task.folder / "model").to(task.runtime.device)
+    test = task.bits_per_code(prior, test_codes)
+    on_train = task.bits_per_code(prior, task.train_codes)
+    every_view = task.train_codes.codes.flatten(0, 1)
+    unigram = unigram_bits(every_view, test_codes.codes[0].long(), task.prior.sizes)
+
+    def figures(bits: Tensor) -> dict[str, Any]:
+        return {
+            "bits_per_image": round(float(bits.sum()), 2),
+            "mean_bits_per_code": round(float(bits.mean()), 4),
+            "bits_per_code": [round(value, 3) for value in bits.tolist()],
+        }
+
+    return {
+        "test": figures(test),
+        "train": figures(on_train),
+        "test_unigram": figures(unigram),
+        "fixed_length_bits_per_image": sum(task.tokenizer.config.quantizer.bits),
+        "test_images": test_codes.codes.shape[1],
+        "class_conditional": bool(prior.class_names),
+        "steps": trained["steps"],
+        "sequences_seen": trained["steps"] * task.config.trainer.batch_size,
+        "seconds": round(trained["seconds"], 1),
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        "content_hash": prior.content_hash,
+        "tokenizer_hash": prior.tokenizer_hash,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def run(config: Config) -> None:
+    """Train as the config says, or go on, and write ``result.json``."""
+    folder = Path(config.out)
+    runtime = select_runtime(config.device)
+    with distributed.process_group(runtime.device):
+        task = PriorTask(config, runtime, folder)
+        with open_run(config, folder):
+            task.encode_splits()
+            say(f"training on {runtime}")
+            say(config_to_yaml(config))
+            trained = train(task, config.trainer, runtime, folder)
+            test_codes = task.encode(task.test_images, None, 1)
+            distributed.on_rank_zero(lambda: finish(task, test_codes, trained))
+
+
+def finish(task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]) -> None:
+    """Measure the kept model, write ``result.json``, and say what to do next."""
+    folder, out = task.folder, task.config.out
+    result = report(task, test_codes, trained)
+    write_json(folder / "result.json", result)
+    say(f"took {format_seconds(result['seconds'])}")
+    bits = {name: result[name]["mean_bits_per_code"] for name in ("test", "train", "test_unigram")}
+    print(
+        f"bits per code: test {bits['test']:.3f} (unigram model {bits['test_unigram']:.3f}), "
+        f"train {bits['train']:.3f}"
+    )
+    again = "" if out == Config().out else f" --prior {out}"
+    print(
+        f"made {folder}/model; look at {folder}/grids, then: "
+        f"python -m sampling.generate --n 10000{again}"
+    )

@@ -1,0 +1,356 @@
+"""Near-copies: found where there are some, as frequent as by chance where there are none."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from eval.measures import copies
+from eval.measures.copies import (
+    Comparison,
+    Neighbours,
+    compare,
+    find_neighbours,
+    nearest,
+    open_generator,
+)
+from eval.measures.rates import position_bits
+from eval.memorization import main, save_pairs
+from eval.networks import lite0
+from eval.networks.extractors import Extractor
+from eval.subjects.samples import Samples
+from eval.subjects.tokenized import subset
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import open_dataset
+from pqvae.errors import UserError
+from pqvae.images import encode_png, to_float
+from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.prefixes import reconstruct
+from stage2_prior import Prior
+from stage2_prior.config import PriorConfig
+
+CPU = torch.device("cpu")
+SIZE, COUNTS = 8, {"train": 200, "val": 5, "test": 100}
+needs_lite0 = pytest.mark.skipif(
+    lite0.installed_weights() is None, reason=f"{lite0.PACKAGE} is not installed"
+)
+
+
+class Tiny(nn.Module):
+    """A stand-in for a network: mean colours as features."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1),)
+
+
+TINY = Extractor(Tiny(), "tiny", 12, "none", "no weights", "0" * 64, False, "_tiny")
+
+
+def random_images(n: int, seed: int, size: int = SIZE) -> Tensor:
+    """Four plain colours each: uint8 (n, 3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randint(0, 256, (n, 3, 2, 2), dtype=torch.uint8, generator=generator)
+    return colours.repeat_interleave(size // 2, 2).repeat_interleave(size // 2, 3)
+
+
+def write_images(folder: Path, images: Tensor) -> None:
+    folder.mkdir(parents=True)
+    for index, image in enumerate(images):
+        (folder / f"{index:06d}.png").write_bytes(encode_png(image))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Splits drawn from one distribution. Do not change them."""
+    folder = tmp_path_factory.mktemp("memorization")
+    for seed, (split, n) in enumerate(COUNTS.items()):
+        write_images(folder / split, random_images(n, seed))
+    return DataConfig(path=str(folder), image_size=SIZE)
+
+
+def in_memory(images: Tensor) -> Samples:
+    n = len(images)
+    return Samples(Path("samples"), lambda i: images[i], n, n, images.shape[2], {}, None)
+
+
+def compared(images: Tensor, data: DataConfig, **options: Any) -> Comparison:
+    train, test = open_dataset(data, "train"), open_dataset(data, "test")
+    return compare(in_memory(images), train, test, TINY, device=CPU, **options)
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_the_nearest_is_that_of_a_plain_search_whatever_the_blocks(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, queries = (256 * torch.rand(n, 40, generator=generator) for n in (50, 20))
+    if kind == "uint8":
+        points, queries = points.to(torch.uint8), queries.to(torch.uint8)
+    else:  # far from 0, so that |a|^2 + |b|^2 - 2ab of equal points is not quite 0
+        points, queries = points + 1000, queries + 1000
+    itself = torch.randperm(50, generator=generator)[:20]
+    queries[10:] = points[itself[10:]]
+    table = (queries.double().unsqueeze(1) - points.double()).square().mean(2).sqrt()
+    others = table.clone()
+    others[torch.arange(20), itself] = torch.inf
+    for sizes in ((1024, 4096), (7, 11), (1, 1)):
+        monkeypatch.setattr(copies, "QUERIES", sizes[0])
+        monkeypatch.setattr(copies, "POINTS", sizes[1])
+        for expected, left_out in ((table, None), (others, itself)):
+            distances, numbers = nearest(queries, points, CPU, left_out)
+            torch.testing.assert_close(distances, expected.min(1).values)
+            assert torch.equal(numbers, expected.argmin(1))
+        distances, _ = nearest(queries, points, CPU)
+        assert (distances[10:] == 0).all()
+
+
+def test_by_chance_as_many_are_near_copies_as_nearest_neighbours_are_mutual() -> None:
+    # 6 pi / (8 pi + 3 sqrt(3)) in a plane (Clark and Evans 1955). Of 3,000, the share has a
+    # deviation of about 0.01; the border changes it by less.
+    generator = torch.Generator().manual_seed(0)
+    images, training = (torch.rand(3000, 2, generator=generator) for _ in range(2))
+    share = find_neighbours(images, training, CPU).copies.double().mean().item()
+    assert share == pytest.approx(6 * math.pi / (8 * math.pi + 3 * math.sqrt(3)), abs=0.04)
+
+
+def test_copies_are_near_copies_and_what_lies_between_is_not() -> None:
+    training = torch.tensor([[0.0], [1.0], [10.0], [10.0], [30.0]])
+    images = torch.tensor([[0.1], [0.9], [10.0], [10.1], [2.1], [45.0], [51.0]])
+    found = find_neighbours(images, training, CPU)
+    # 10.0 is in the training twice, so that only its exact copy is as near to it.
+    assert found.copies.tolist() == [True, True, True, False, False, True, False]
+    assert found.indices[:2].tolist() == [0, 1]
+    assert found.distances.tolist() == pytest.approx([0.1, 0.1, 0, 0.1, 1.1, 15, 21], abs=1e-5)
+
+
+def test_copies_among_samples_are_told_and_counted(data: DataConfig) -> None:
+    train = open_dataset(data, "train").images(range(40))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(-9, 10, (20, 3, SIZE, SIZE), generator=generator)
+    noisy = (train[20:] + noise).clamp(0, 255)
+    images = torch.cat([train[:20], noisy.to(torch.uint8), random_images(40, seed=9)])
+    found = compared(images, data)
+    samples, held_out, ratio = found.rows
+    assert (samples["images"], held_out["images"]) == (80, 80)
+    assert (samples["equal"], held_out["equal"]) == (20, 0)
+    for space in ("features", "pixels"):
+        near = found.neighbours[space]
+        assert near.copies[:40].all()
+        assert near.indices[:40].tolist() == list(range(40))
+        fresh = near.copies[40:].double().mean().item()
+        assert samples[f"{space}_copies"] == pytest.approx((1 + fresh) / 2)
+        assert samples[f"{space}_copies"] > held_out[f"{space}_copies"] + 0.2
+        assert ratio[f"{space}_distance"] < 0.8
+        names = [pair["training_image"] for pair in samples[f"{space}_closest"]]
+        assert names == [f"{pair['sample']:06d}.png" for pair in samples[f"{space}_closest"]]
+        assert all(pair["distance"] == 0 for pair in samples[f"{space}_closest"])
+    assert found.facts["training"]["images"] == 200
+
+
+def test_independent_draws_have_the_share_of_held_out_images(data: DataConfig) -> None:
+    samples, held_out, ratio = compared(random_images(100, seed=9), data).rows
+    assert samples["equal"] == held_out["equal"] == 0
+    for space in ("features", "pixels"):
+        # Four deviations of the difference: false alarms are rarer than 1 in 10,000.
+        errors = (samples[f"{space}_copies_error"], held_out[f"{space}_copies_error"])
+        assert 0.02 < errors[0] < 0.06
+        difference = samples[f"{space}_copies"] - held_out[f"{space}_copies"]
+        assert abs(difference) < 4 * math.hypot(*errors)
+        assert ratio[f"{space}_distance"] == pytest.approx(1, abs=0.1)
+
+
+def test_figures_depend_on_neither_order_nor_chunks(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = open_dataset(data, "train").images(range(5))
+    images = torch.cat([train, random_images(25, seed=9)])
+    first = compared(images, data)
+    for name, size in (("CHUNK", 7), ("QUERIES", 11), ("POINTS", 13)):
+        monkeypatch.setattr(copies, name, size)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    second = compared(images[order], data)
+    for space in ("features", "pixels"):
+        one, other = first.neighbours[space], second.neighbours[space]
+        assert torch.equal(one.copies[order], other.copies)
+        torch.testing.assert_close(one.distances[order], other.distances)
+    for row, again in zip(first.rows, second.rows, strict=True):
+        for key, value in row.items():
+            if not key.endswith("closest"):
+                assert again[key] == pytest.approx(value), key
+
+
+def test_large_images_are_compared_small_but_equal_only_as_they_are(tmp_path: Path) -> None:
+    small = random_images(30, seed=0, size=32)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    figures = []
+    for images in (small, large):
+        size = images.shape[2]
+        for split, part in (("train", images[:20]), ("val", images[:1]), ("test", images[20:])):
+            write_images(tmp_path / str(size) / split, part)
+        config = DataConfig(path=str(tmp_path / str(size)), image_size=size)
+        copy = images[:2].clone()
+        copy[1, :, :2, :2] += torch.tensor([[1, 0], [0, 0]], dtype=torch.uint8)
+        row = compared(copy, config).rows[0]
+        figures.append((row["pixels_distance"], row["equal"]))
+    assert figures[0][1] == figures[1][1] == 1
+    # One pixel of 32x32 by 1; at 64x64 the mean of four hides it.
+    assert figures[0][0] > 0
+    assert figures[1][0] == 0
+
+
+def test_a_subset_of_the_training_images_is_fixed_and_stated(data: DataConfig) -> None:
+    images = random_images(10, seed=9)
+    found = [compared(images, data, reference_n=n) for n in (50, 50, None)]
+    assert found[0].rows == found[1].rows
+    assert (found[0].rows[0]["pixels_distance"]) > found[2].rows[0]["pixels_distance"]
+    assert found[0].facts["training"] | {"images": 50, "of": 200} == found[0].facts["training"]
+    with pytest.raises(UserError, match=r"--reference-n 201: .* train holds 200 images"):
+        compared(images, data, reference_n=201)
+    with pytest.raises(UserError, match="2 training images or more are needed, not 1"):
+        compared(images, data, reference_n=1)
+
+
+def test_pairs_are_drawn_with_the_sample_above(data: DataConfig, tmp_path: Path) -> None:
+    images = random_images(3, seed=9)
+    indices, distances = torch.tensor([7, 5, 6]), torch.tensor([2.0, 3.0, 1.0])
+    neighbours = Neighbours(indices, distances, torch.ones(3, dtype=torch.bool))
+    train = open_dataset(data, "train")
+    save_pairs(tmp_path / "pairs.png", in_memory(images), train, neighbours)
+    with Image.open(tmp_path / "pairs.png") as file:
+        grid = np.array(file)
+    zoom = 96 // SIZE
+    for column, (sample, training_image) in enumerate([(2, 6), (0, 7), (1, 5)]):
+        for row, expected in enumerate((images[sample], train.images([training_image])[0])):
+            top, left = (2 + place * (SIZE * zoom + 2) for place in (row, column))
+            cell = grid[top : top + SIZE * zoom : zoom, left : left + SIZE * zoom : zoom]
+            assert np.array_equal(cell, expected.permute(1, 2, 0).numpy())
+
+
+@pytest.fixture
+def samples(tmp_path: Path, data: DataConfig) -> Path:
+    """A folder such as ``sampling.generate`` writes, without its prior."""
+    folder = tmp_path / "samples"
+    write_images(folder / "images", random_images(12, seed=9))
+    record = {"n": 12, "seed": 5, "data": asdict(data), "complete": True}
+    (folder / "samples.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_controls_are_decoded_by_the_generator_that_made_the_samples(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    config = DataConfig(path=str(tiny_run.data), image_size=16)
+    train, test = open_dataset(config, "train"), open_dataset(config, "test")
+    settings = PriorConfig(width=32, depth=1, heads=1, code_features=4)
+    prior = Prior(settings, (16,) * 6, train.class_names, (22,) * 3, tokenizer.content_hash)
+    nn.init.normal_(prior.head)
+    record = {
+        "prior": str(tmp_path / "prior"),
+        "prior_hash": prior.save_pretrained(tmp_path / "prior"),
+        "tokenizer": str(tiny_run.tokenizer),
+        "tokenizer_hash": tokenizer.content_hash,
+        "settings": {"prefix": 3},
+        "data": asdict(config),
+    }
+    samples = replace(in_memory(train.images(range(9))), record=record)
+    generator = open_generator(samples, config.path, CPU)
+    rows = compare(samples, train, test, TINY, generator, device=CPU).rows
+    subjects = ["samples", "held-out", "held-out, decoded", "training, decoded"]
+    assert [row["subject"] for row in rows] == [*subjects, "samples / held-out, decoded"]
+    for row, dataset in ((rows[2], test), (rows[3], train)):
+        indices = subset(len(dataset), 9)
+        images = dataset.images(indices)
+        decoded = in_memory(reconstruct(tokenizer, images, [3])[0])
+        plain = compare(decoded, train, test, TINY, device=CPU).rows[0]
+        for key in ("images", "features_copies", "pixels_copies", "pixels_distance"):
+            assert row[key] == pytest.approx(plain[key])
+        assert dataset.labels is not None
+        codes, labels = tokenizer.encode(to_float(images)), dataset.labels[indices]
+        expected = position_bits(prior.eval(), codes, labels).sum().item()
+        assert row["class_prior_bits"] == pytest.approx(expected, rel=1e-5)
+    assert "class_prior_bits" not in rows[0] | rows[1]
+
+    def refused(message: str, data: str = config.path, **changes: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            open_generator(replace(samples, record=record | changes), data, CPU)
+
+    refused("names no prior and tokenizer", prior=None)
+    refused("no prior here", prior=str(tmp_path))
+    refused("prior or its tokenizer has changed since", prior_hash="0" * 64)
+    refused("trained on other data than emoji", data="emoji")
+
+
+def nothing(samples: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (nothing, ["--samples", "no/such"], "no/such: no such folder"),
+        (nothing, ["--n", "13"], "--n 13: .* holds 12 images"),
+        (nothing, ["--n", "0"], "not a whole number of at least 1"),
+        (nothing, ["--reference", "no/data"], "no/data: no such file or folder"),
+        (nothing, ["--extractor", "vgg"], "invalid choice: 'vgg'"),
+        (nothing, ["--weights", __file__], "test_memorization.py: sha256 is .*, expected 57934424"),
+        (nothing, ["--json", "no/such/copies.json"], "there is no folder no/such"),
+        (nothing, ["--json", "copies.txt"], "--json copies.txt: must end in .json"),
+        (nothing, ["--device", "abacus"], "device 'abacus'"),
+        (lambda s: (s / "images" / "000003.png").write_text("x"), [], "000003.png: not an image"),
+        (lambda s: (s / "samples.json").write_text("{"), [], "samples.json: not a JSON file"),
+        (lambda s: (s / "samples.json").write_text('{"n": 12}'), [], "names no data"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    samples: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], object],
+    arguments: list[str],
+    message: str,
+) -> None:
+    spoil(samples)
+    assert main(["--samples", str(samples), *arguments]) == 2
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert re.match(f"error: .*{message}", line)
+    assert output.out == ""
+    assert {path.name for path in samples.iterdir()} == {"images", "samples.json"}
+
+
+@needs_lite0
+def test_command_prints_the_table_and_writes_report_and_pictures(
+    samples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--samples", str(samples), "--reference-n", "20", "--device", "cpu"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in output[1:4]] == ["samples", "held-out", "samples"]
+    assert any("no bits of the prior: " in line and "names no prior" in line for line in output)
+    assert output[-1].startswith(f"wrote {samples}/memorization.json")
+    report = json.loads((samples / "memorization.json").read_text())
+    assert report["facts"]["extractor"]["sha256"] == lite0.WEIGHTS_SHA256
+    assert report["facts"]["sampler"]["seed"] == 5
+    pictures = {path.name for path in samples.glob("*.png")}
+    assert pictures == {"memorization-features.png", "memorization-pixels.png"}
+
+
+@needs_lite0
+def test_pictures_of_a_plain_folder_do_not_become_samples(
+    samples: Path, data: DataConfig, tmp_path: Path
+) -> None:
+    (samples / "images").rename(tmp_path / "plain")
+    arguments = ["--samples", str(tmp_path / "plain"), "--reference", data.path, "--n", "2"]
+    assert main([*arguments, "--reference-n", "2", "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "plain").iterdir())) == 12
+    assert (tmp_path / "plain-memorization.json").is_file()
+    assert (tmp_path / "plain-memorization-pixels.png").is_file()
