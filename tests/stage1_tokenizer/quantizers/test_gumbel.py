@@ -12,6 +12,7 @@ from pqvae.config import load_config
 from pqvae.errors import UserError
 from pqvae.randomness import generator_for
 from pqvae.runtime import select_runtime
+from stage1_tokenizer import task
 from stage1_tokenizer.config import (
     ArchitectureConfig,
     Config,
