@@ -27,9 +27,8 @@ from pqvae.data.dataset import open_dataset
 from pqvae.randomness import generator_for
 from pqvae.runtime import machine, select_runtime
 from pqvae.training.optim import adamw
-from stage1_tokenizer.config import Config, QuantizerConfig
-from stage1_tokenizer.quantizers.codebooks import CodebookLearner
-from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer
+from stage1_tokenizer.config import Config, ResidualConfig
+from stage1_tokenizer.quantizers.residual import ResidualQuantizer
 from stage1_tokenizer.task import TokenizerTask
 
 T = TypeVar("T")
@@ -69,22 +68,23 @@ def step_by_part(config: Config) -> None:
     task.start()
     tokenizer, quantizer = task.tokenizer, task.tokenizer.quantizer
     optimizer = adamw(tokenizer, config.trainer.weight_decay, config.trainer.beta2)
-    B = config.trainer.batch_size
+    B, finite = config.trainer.batch_size, torch.tensor(True, device=runtime.device)
     for step in range(ROUNDS + 2):
         images = clock.measure("load", task.images, step)
         images = images.to(runtime.device)
         with runtime.autocast():
             encoded = clock.measure("encode", tokenizer.encoder, images)
             latents = quantizer.normalize(encoded)
-            codes, residuals = clock.measure("quantize", quantizer.quantize, latents)
+            generator = generator_for(step)
+            description = clock.measure("quantize", quantizer.describe, latents, 0.5, generator)
             lengths = torch.full((B,), tokenizer.num_codes, device=runtime.device)
-            f_N = latents - residuals.after(lengths)
-            decoded = clock.measure("decode", tokenizer.decoder, f_N, lengths)
+            f_N = description.prefix(lengths)
+            decoded = clock.measure("decode", tokenizer.decoder(), f_N, lengths)
         loss = (decoded.float() - images).square().mean()
         optimizer.zero_grad(set_to_none=True)
         clock.measure("backward", loss.backward)
         clock.measure("optimizer", optimizer.step)
-        clock.measure("codebooks", task.learner.update, codes, residuals, 0.99)
+        clock.measure("codebooks", quantizer.learn, description, step, 0.5, finite, generator)
     parts = list(clock.seconds)
     total = sum(clock.median(part) for part in parts)
     print(f"stage 1, batch {B}, {tokenizer.num_codes} codes, on {machine()}")
@@ -125,14 +125,14 @@ def against_residual_vq(num_codes: int, B: int = 64, D: int = 1024, K: int = 256
     theirs = ResidualVQ(
         dim=D, codebook_size=K, num_quantizers=num_codes, decay=0.99, kmeans_init=True
     ).train()
-    quantizer = ProgressiveQuantizer(QuantizerConfig(num_codes=num_codes, codebook_sizes=(K,)), D)
-    learner = CodebookLearner(quantizer)
-    learner.initialize(data, generator_for(2), iterations=1)
+    config = ResidualConfig(num_codes=num_codes, codebook_sizes=(K,))
+    quantizer, finite = ResidualQuantizer(config, (D, 1, 1)), torch.tensor(True)
+    quantizer.start(data, generator_for(2))
     theirs(data[:1024].unsqueeze(1))
 
     def ours(latents: Tensor) -> None:
-        codes, residuals = quantizer.quantize(latents)
-        learner.update(codes, residuals, decay=0.99)
+        description = quantizer.describe(latents, 0.5, generator_for(0))
+        quantizer.learn(description, 0, 0.5, finite, generator_for(0))
 
     clock = Clock(torch.device("cpu"))
     for round_ in range(ROUNDS + 2):

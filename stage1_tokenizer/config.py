@@ -1,29 +1,36 @@
 """Every knob of stage 1; imports no torch, as --help lists them all."""
 
-import math
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from pqvae.config import HARMLESS, OneOf, config_class
 from pqvae.data.config import DataConfig
 from pqvae.training.config import TrainerConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class ArchitectureConfig:
-    widths: tuple[int, ...] = (32, 64)  # channels after each halving of the resolution
-    encoder_blocks: tuple[int, ...] = (0, 3)  # residual blocks at each of these resolutions
-    decoder_blocks: tuple[int, ...] = (0, 3)
-    attention: bool = False  # attention after each residual block of the lowest resolution
-    latent_channels: int = 16
+    widths: tuple[int, ...] = Field(
+        (32, 64), min_length=1, description="channels after each halving of the resolution"
+    )
+    encoder_blocks: tuple[int, ...] = Field(
+        (0, 3), description="residual blocks at each of these resolutions"
+    )
+    decoder_blocks: tuple[int, ...] = Field((0, 3), description="the same of the decoder")
+    attention: bool = Field(
+        False, description="attention after each residual block of the lowest resolution"
+    )
+    latent_channels: int = Field(16, ge=1, description="of the latent map")
 
     def __post_init__(self) -> None:
-        if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks) >= 1:
+        if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks):
             raise ValueError("widths, encoder_blocks and decoder_blocks must be equally long")
         if any(width < 16 or width % 16 for width in self.widths):
             raise ValueError(f"widths {list(self.widths)} must be multiples of 16")
         if min(self.encoder_blocks) < 0 or min(self.decoder_blocks) < 0:
             raise ValueError("encoder_blocks and decoder_blocks cannot be negative")
-        if not 1 <= self.latent_channels <= 3 * self.downsampling**2:
+        if not self.latent_channels <= 3 * self.downsampling**2:
             raise ValueError(
                 f"latent_channels is {self.latent_channels}; a patch has "
                 f"{3 * self.downsampling**2} numbers, so give 1 to that many"
@@ -49,24 +56,44 @@ class ArchitectureConfig:
         return self.latent_channels, side, side
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class QuantizerConfig:
-    num_codes: int = 32  # N: codes of one image
-    codebook_sizes: tuple[int, ...] = (256,)  # K_i: one for all, one for the learned and one for
-    # the shared, or one for each position
-    learned_codes: int = 8  # L: positions with entries of their own; later ones share a codebook
-    rank: int = 256  # r: principal directions of the residual that these describe ...
-    subspace: int = 16  # n: ... and how many of them each does
-    decay_start: float = 0.97  # of the moving averages, at the start of training ...
-    decay_end: float = 0.9997  # ... and at its end; 1 - decay falls geometrically between
-    revive_below: float = 0.1  # entries used less than this share of the mean start anew ...
-    revive_every: int = 100  # ... judged by their use in the last so many steps
-    assignment: Literal["nearest", "gumbel"] = "nearest"  # gumbel: every position has entries of
-    # its own, learned by gradient (gumbel.py); of the above, only revive_every plays a part then
+    """What every kind has."""
+
+    kind: str = Field(description="of quantizer")
+    revive_every: int = Field(
+        100, ge=1, description="steps over which uses are counted, then unused entries revived"
+    )
+
+
+@config_class
+class ResidualConfig(QuantizerConfig):
+    """The progressive quantizer."""
+
+    kind: Literal["residual"] = Field("residual", description="nearest entries, subtracted")
+    num_codes: int = Field(32, ge=1, description="N: codes of one image")
+    codebook_sizes: tuple[int, ...] = Field(
+        (256,),
+        description="K_i: one for all, one for the learned and one for the shared, or one for each",
+    )
+    learned_codes: int = Field(
+        8, ge=1, description="L: positions with entries of their own; later ones share a codebook"
+    )
+    rank: int = Field(
+        256, ge=1, description="r: principal directions of the residual that these describe"
+    )
+    subspace: int = Field(16, ge=1, description="n: how many of them each late position describes")
+    decay_start: float = Field(
+        0.97, gt=0, lt=1, description="of the moving averages, at the start of training"
+    )
+    decay_end: float = Field(
+        0.9997, gt=0, lt=1, description="the same at its end; 1 - decay falls geometrically between"
+    )
+    revive_below: float = Field(
+        0.1, ge=0, le=1, description="entries used less than this share of the mean start anew"
+    )
 
     def __post_init__(self) -> None:
-        if self.num_codes < 1:
-            raise ValueError(f"num_codes is {self.num_codes}, but an image needs at least 1 code")
         if len(self.codebook_sizes) not in (1, 2, self.num_codes):
             raise ValueError(
                 f"codebook_sizes has {len(self.codebook_sizes)} numbers; give 1 for all positions, "
@@ -74,61 +101,134 @@ class QuantizerConfig:
             )
         if min(self.codebook_sizes) < 2:
             raise ValueError("codebook_sizes must be at least 2 each; 1 entry says nothing")
-        if self.learned_codes < 1:
-            raise ValueError(f"learned_codes must be at least 1, not {self.learned_codes}")
-        if not 1 <= self.subspace <= self.rank:
+        if not self.subspace <= self.rank:
             raise ValueError(
                 f"subspace is {self.subspace}, but must be 1 to rank, which is {self.rank}"
             )
-        if not 0 < self.decay_start <= self.decay_end < 1:
+        if not self.decay_start <= self.decay_end:
             raise ValueError("decay_start and decay_end must satisfy 0 < start <= end < 1")
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """K_i of every position, N numbers."""
-        sizes, N = self.codebook_sizes, self.num_codes
-        L = min(self.learned_codes, N)
+        sizes, N, L = self.codebook_sizes, self.num_codes, self.num_learned
         return sizes if len(sizes) == N else sizes[:1] * L + sizes[-1:] * (N - L)
 
     @property
     def num_learned(self) -> int:
         """L: positions with entries of their own; the other N - L share a codebook."""
-        N = self.num_codes
-        return N if self.assignment == "gumbel" else min(self.learned_codes, N)
-
-    @property
-    def bits(self) -> tuple[float, ...]:
-        """log2 K_i of every position: the fixed-length cost of each code."""
-        return tuple(math.log2(size) for size in self.sizes)
+        return min(self.learned_codes, self.num_codes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerConfig:
-    image_size: int  # pixels, height and width
-    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+@config_class
+class GumbelConfig(QuantizerConfig):
+    """PQ-VAE as first proposed: every position's entries are learned by gradient."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectiveConfig:
-    full_share: float = 0.8  # of the images are decoded from all codes, the others from a prefix
-    commitment: float = 0.25  # weight of |f - f_N|^2: keeps the encoder near its codes
-    entropy_weight: float = 0.05  # of H(Z|X) - H(Z) of a code, in nats; assignment=gumbel only
+    kind: Literal["gumbel"] = Field("gumbel", description="random codes, entries by gradient")
+    num_codes: int = Field(32, ge=1, description="N: codes of one image")
+    codebook_sizes: tuple[int, ...] = Field((256,), description="K_i: one for all, or one for each")
+    entropy_weight: float = Field(
+        0.05, ge=0, description="of H(Z|X) - H(Z) of a code, in nats, in the loss"
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.full_share <= 1:
-            raise ValueError(f"objective.full_share is a share, 0 to 1, not {self.full_share}")
+        if len(self.codebook_sizes) not in (1, self.num_codes) or min(self.codebook_sizes) < 2:
+            raise ValueError(
+                f"codebook_sizes must be 1 number or num_codes={self.num_codes} of them, each at "
+                "least 2"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """K_i of every position, N numbers."""
+        sizes = self.codebook_sizes
+        return sizes if len(sizes) == self.num_codes else sizes * self.num_codes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
+class SpatialConfig(QuantizerConfig):
+    """VQ or residual VQ of every place of the latent map."""
+
+    kind: Literal["spatial"] = Field("spatial", description="a code for each place, to compare")
+    codebook_size: int = Field(512, ge=2, description="K: entries of each level's codebook")
+    levels: int = Field(
+        1, ge=1, description="codes of a place, each of what is left by those before"
+    )
+    fold: int = Field(1, ge=1, description="side of the squares of the map that are one place")
+    least_uses: float = Field(
+        0.8, ge=0, description="entries used less often in a batch, on average, start anew"
+    )
+
+
+@config_class
+class FSQConfig(QuantizerConfig):
+    """Finite scalar quantization of every place of the latent map."""
+
+    kind: Literal["fsq"] = Field("fsq", description="rounded numbers at each place, to compare")
+    levels: tuple[int, ...] = Field(
+        (8, 8, 8), min_length=1, description="values that each number of a place is rounded to"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.levels) < 2:
+            raise ValueError("levels must be at least 2 each; 1 value says nothing")
+
+
+# By the value of `kind`.
+QUANTIZERS: dict[str, type[QuantizerConfig]] = {
+    "residual": ResidualConfig,
+    "gumbel": GumbelConfig,
+    "spatial": SpatialConfig,
+    "fsq": FSQConfig,
+}
+
+
+@config_class
+class DecoderConfig:
+    """What every kind has."""
+
+    kind: str = Field(description="of decoder")
+
+
+@config_class
+class DirectConfig(DecoderConfig):
+    """The encoder's mirror image, of the sizes that the architecture says."""
+
+    kind: Literal["direct"] = Field("direct", description="one pass, the mean of all that fits")
+
+
+DECODERS: dict[str, type[DecoderConfig]] = {"direct": DirectConfig}
+
+
+@config_class
+class TokenizerConfig:
+    image_size: int = Field(ge=8, description="pixels, height and width")
+    architecture: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
+    quantizer: Annotated[QuantizerConfig, OneOf(QUANTIZERS)] = Field(default_factory=ResidualConfig)
+
+
+@config_class
+class ObjectiveConfig:
+    full_share: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="of the images are decoded from all codes, others from a prefix",
+    )
+    commitment: float = Field(
+        0.25, ge=0, description="weight of |f - f_N|^2: keeps the encoder near its codes"
+    )
+
+
+@config_class
 class Config:
-    out: str = "runs/tokenizer"  # the run folder
-    device: str = "auto"  # auto | cpu | cuda | mps
-    data: DataConfig = field(default_factory=DataConfig)
-    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    trainer: TrainerConfig = field(
+    out: Annotated[str, HARMLESS] = Field("runs/tokenizer", description="the run folder")
+    device: Annotated[str, HARMLESS] = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    data: DataConfig = Field(default_factory=DataConfig)
+    architecture: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
+    quantizer: Annotated[QuantizerConfig, OneOf(QUANTIZERS)] = Field(default_factory=ResidualConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    trainer: TrainerConfig = Field(
         default_factory=lambda: TrainerConfig(
             steps=2000, batch_size=64, learning_rate=2e-3, evaluate_every=250
         )

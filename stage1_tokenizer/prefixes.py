@@ -11,9 +11,14 @@ from pqvae.images import psnr, save_grid, to_float, to_uint8
 from stage1_tokenizer.tokenizer import Tokenizer
 
 
-def prefix_grid(num_codes: int) -> list[int]:
-    """The prefix lengths that are reported: 1, 2, 4, 8 ... and N."""
-    return [2**i for i in range(num_codes.bit_length()) if 2**i < num_codes] + [num_codes]
+def prefix_grid(cuts: Sequence[int]) -> list[int]:
+    """The prefix lengths that are reported, of those that decode: 1, 2, 4, 8 ... and the last.
+
+    Where cuts are few, as with a code for each place, all of them.
+    """
+    N = cuts[-1]
+    powers = [2**i for i in range(N.bit_length()) if 2**i < N]
+    return [k for k in (powers if len(cuts) == N else cuts) if k < N] + [N]
 
 
 @torch.inference_mode()
@@ -40,7 +45,7 @@ def save_prefix_grid(
         The reconstructions, uint8 (B, 3, H, W), one for each length.
     """
     decoded = list(reconstruct(tokenizer, images, lengths, beam, refine))
-    bits = torch.tensor(tokenizer.config.quantizer.bits).cumsum(0)
+    bits = torch.tensor(tokenizer.quantizer.bits).cumsum(0)
     captions = [f"k={k}, {bits[k - 1]:.0f} bits" for k in lengths]
     columns = torch.stack([*decoded, images], dim=1).flatten(0, 1)
     zoom = max(1, 96 // images.shape[-1])
@@ -72,14 +77,14 @@ def measure_psnr(
 
 @torch.inference_mode()
 def residual_shares(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> list[float]:
-    """Mean |r_k|^2 over mean |f|^2 at k = 1 ... N: what prefixes leave of a data set's latents.
+    """Mean |r_k|^2 over mean |f|^2 at every cut: what prefixes leave of a data set's latents.
 
     Less on training images than on held-out ones: entries that saw too few images.
     """
-    energies = torch.zeros(tokenizer.num_codes + 1)
-    device = tokenizer.device
+    quantizer = tokenizer.quantizer
+    energies = torch.zeros(len(quantizer.cuts) + 1)
     for chunk in evenly_spaced_indices(dataset, min(limit, len(dataset))).split(256):
-        images = to_float(dataset.images(chunk)).to(device)
-        latents = tokenizer.latents(images)
-        energies += tokenizer.quantizer.quantize(latents)[1].energies().sum(1).cpu()
+        latents = tokenizer.latents(to_float(dataset.images(chunk)).to(tokenizer.device))
+        description = quantizer.describe_by(latents, quantizer.encode(latents))
+        energies += description.left().sum(1).cpu()
     return (energies[1:] / energies[0]).tolist()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pqvae import distributed
-from pqvae.config import config_to_yaml
+from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
 from pqvae.data.dataset import open_dataset
@@ -19,11 +19,8 @@ from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.training.loop import train
 from pqvae.training.run_folder import open_run
 from pqvae.training.task import Evaluation
-from stage1_tokenizer.config import (
-    Config,
-    TokenizerConfig,
-)
-from stage1_tokenizer.objective import GumbelObjective, TokenizerObjective, draw_prefix_lengths
+from stage1_tokenizer.config import Config, TokenizerConfig
+from stage1_tokenizer.objective import draw_prefix_lengths, prefix_loss
 from stage1_tokenizer.prefixes import (
     evenly_spaced,
     measure_psnr,
@@ -31,9 +28,7 @@ from stage1_tokenizer.prefixes import (
     residual_shares,
     save_prefix_grid,
 )
-from stage1_tokenizer.quantizers.codebooks import CodebookLearner
-from stage1_tokenizer.quantizers.gumbel import GumbelLearner
-from stage1_tokenizer.quantizers.residual import Residuals, code_entropy_bits
+from stage1_tokenizer.quantizers.contract import Description, code_entropy_bits
 from stage1_tokenizer.tokenizer import Tokenizer
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
@@ -42,6 +37,8 @@ START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 RESIDUAL_IMAGES = 4096  # of a split at most, for what prefixes leave of the latents
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
+
+STARTS, PREFIX_LENGTHS, REVIVAL, NOISE = 2, 3, 4, 5
 
 CURVES = {
     "loss": ["loss", "mse"],
@@ -57,12 +54,6 @@ class TokenizerTask:
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
-        self.gumbel = config.quantizer.assignment == "gumbel"
-        if self.gumbel and distributed.world_size() * config.trainer.accumulate > 1:
-            raise UserError(  # H(Z) is that of the whole batch
-                "quantizer.assignment=gumbel takes each batch in one piece: "
-                "train in one process, with trainer.accumulate=1"
-            )
         self.train_images, self.val_images, self.test_images = (
             open_dataset(config.data, split) for split in ("train", "val", "test")
         )
@@ -76,19 +67,24 @@ class TokenizerTask:
                 quantizer=config.quantizer,
             )
         ).to(runtime.device)
+        self.quantizer = self.tokenizer.quantizer
+        pieces = distributed.world_size() * config.trainer.accumulate
+        if self.quantizer.whole_batches and pieces > 1:
+            raise UserError(
+                f"quantizer.kind={config.quantizer.kind} takes each batch in one piece: "
+                "train in one process, with trainer.accumulate=1"
+            )
         self.model: nn.Module = self.tokenizer
-        self.networks: Sequence[nn.Module] = (self.tokenizer.encoder, self.tokenizer.decoder)
+        self.networks: Sequence[nn.Module] = (self.tokenizer.encoder, self.tokenizer.decoder())
         self.curves: Mapping[str, Sequence[str]] = CURVES
-        kind = GumbelLearner if self.gumbel else CodebookLearner
-        self.learner: CodebookLearner = kind(self.tokenizer.quantizer)
         trainer = config.trainer
         self.images = TrainingImages(
             self.train_images, config.data, trainer.batch_size, trainer.seed
         )
         self.parts = parts_of_batch(trainer.batch_size, trainer.accumulate)
         self.batches = Prefetcher(self.load, self.parts, config.data.workers)
-        self.lengths = prefix_grid(self.tokenizer.num_codes)
-        self._seen: list[tuple[Tensor, Residuals]] = []  # codes and residuals of the step's parts
+        self.lengths = prefix_grid(self.quantizer.cuts)
+        self._described: list[Description] = []  # of the step's parts
 
     def load(self, step: int, part: slice) -> Tensor:
         """Images of a part of a batch, ready to be copied to the device."""
@@ -100,63 +96,63 @@ class TokenizerTask:
         device, size = self.runtime.device, self.config.trainer.batch_size
         patches = [self.images(step) for step in range(-(-PATCH_IMAGES // size))]
         self.tokenizer.init_from_images(torch.cat(patches).to(device))
-        count = -(-max(START_IMAGES, 2 * max(self.config.quantizer.sizes)) // size)
+        count = -(-max(START_IMAGES, 2 * max(self.quantizer.sizes)) // size)
         batches = (self.images(step).to(device) for step in range(count))
         with torch.inference_mode():
             encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
-        self.learner.initialize(encoded, generator_for(self.config.trainer.seed, 0, 2))
+        self.quantizer.start(encoded.clone(), self.generator(0, STARTS))
+
+    def generator(self, step: int, stream: int) -> torch.Generator:
+        return generator_for(self.config.trainer.seed, step, stream)
+
+    def progress(self, step: int) -> float:
+        return step / self.config.trainer.steps
 
     def loss(self, step: int, part: slice) -> dict[str, Tensor]:
         images = self.batches(step, part).to(self.runtime.device, non_blocking=True)
+        objective = self.config.objective
         lengths = draw_prefix_lengths(
             self.config.trainer.batch_size,
-            self.tokenizer.num_codes,
-            self.config.objective.full_share,
-            generator_for(self.config.trainer.seed, step, 3),
+            self.quantizer.cuts,
+            objective.full_share,
+            self.generator(step, PREFIX_LENGTHS),
         )
-        objective = self.objective_at(step)
-        losses, codes, residuals = objective(images, lengths[part].to(images.device))
-        self._seen.append((codes, residuals))
-        return losses
-
-    def objective_at(self, step: int) -> TokenizerObjective:
-        if not self.gumbel:
-            return TokenizerObjective(self.tokenizer, self.config.objective)
-        progress = step / self.config.trainer.steps
-        noise = generator_for(self.config.trainer.seed, step, 5)
-        return GumbelObjective(self.tokenizer, self.config.objective, progress, noise)
+        description = self.quantizer.describe(
+            self.tokenizer.latents(images), self.progress(step), self.generator(step, NOISE)
+        )
+        self._described.append(description)
+        lengths = lengths[part].to(images.device)
+        return prefix_loss(self.tokenizer, objective, description, images, lengths)
 
     def after_step(self, step: int, finite: Tensor) -> None:
-        codes, residuals = self.whole_batch()
-        decay = self.learner.decay(step / self.config.trainer.steps)
-        self.learner.update(codes, residuals, decay, finite)
-        # What is not finite in a skipped step must not become an entry.
-        if (step + 1) % self.config.quantizer.revive_every == 0 and bool(finite):
-            generator = generator_for(self.config.trainer.seed, step, 4)
-            self.learner.revive(codes, residuals, generator)
+        generator = self.generator(step, REVIVAL)
+        self.quantizer.learn(self.whole_batch(), step, self.progress(step), finite, generator)
 
-    def whole_batch(self) -> tuple[Tensor, Residuals]:
-        """Codes and residuals of the step's whole batch, alike in every process.
+    def whole_batch(self) -> Description:
+        """The description of the step's whole batch, alike in every process.
 
         Latents and codes are exchanged, not sums over them: they are small, and every process then
         does to its codebooks the very same.
         """
-        seen, self._seen = self._seen, []
-        if len(seen) == distributed.world_size() == 1:
-            return seen[0]
+        described, self._described = self._described, []
+        if len(described) == distributed.world_size() == 1:
+            return described[0]
         first, total = self.parts[0].start, self.config.trainer.batch_size
-        codes = distributed.gather(torch.cat([codes for codes, _ in seen]), first, total)
-        latents = distributed.gather(
-            torch.cat([residuals.early[0] for _, residuals in seen]), first, total
+        codes, latents = (
+            distributed.gather(torch.cat(parts), first, total)
+            for parts in (
+                [part.codes for part in described],
+                [part.latents.detach() for part in described],
+            )
         )
-        return codes, self.tokenizer.quantizer.residuals(latents, codes)
+        return self.quantizer.describe_by(latents, codes)
 
     def keys(self, step: int) -> list[str]:
         return [self.train_images.keys[index] for index in self.images.order(step).tolist()]
 
     def evaluate(self, step: int) -> Evaluation:
         values = measure_psnr(self.tokenizer, self.val_images, self.lengths, EVALUATED_IMAGES)
-        entropy, dead = self.learner.usage()
+        entropy, dead = self.quantizer.usage()
         self.draw_grid(step)
         text = " ".join(f"{k}:{value:.2f}" for k, value in zip(self.lengths, values, strict=True))
         text = f"val psnr {text} dB | code entropy {entropy:.2f} bits | dead entries {dead}"
@@ -165,7 +161,8 @@ class TokenizerTask:
         count = min(EVALUATED_IMAGES, len(self.val_images))
         for split, images in (("train", self.train_images), ("val", self.val_images)):
             shares = residual_shares(self.tokenizer, images, count)
-            scalars |= {f"{split}_residual_{k}": shares[k - 1] for k in self.lengths}
+            of_cuts = dict(zip(self.quantizer.cuts, shares, strict=True))
+            scalars |= {f"{split}_residual_{k}": of_cuts[k] for k in self.lengths}
         return Evaluation(-sum(values) / len(values), text, scalars)
 
     def draw_grid(self, step: int) -> None:
@@ -176,12 +173,14 @@ class TokenizerTask:
         )
 
     def save_model(self) -> None:
-        self.tokenizer.save_pretrained(self.folder / "model")
+        data = {"data": config_to_dict(self.config.data)}
+        provenance = data | {"data_hash": self.train_images.content_hash}
+        self.tokenizer.save_pretrained(self.folder / "model", provenance)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "tokenizer": self.tokenizer.state_dict(),
-            "learner": self.learner.state_dict(),
+            "quantizer": self.quantizer.training_state(),
             "data_hash": self.train_images.content_hash,
         }
 
@@ -192,12 +191,12 @@ class TokenizerTask:
                 "this run began with; restore them, or choose another folder (out=...)"
             )
         self.tokenizer.load_state_dict(state["tokenizer"])
-        self.learner.load_state_dict(state["learner"])
+        self.quantizer.load_training_state(state["quantizer"])
 
 
 def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
     """Codes int64 (n, N) of augmented training images, enough to judge every entry's use."""
-    needed = IMAGES_PER_ENTRY * max(task.config.quantizer.sizes)
+    needed = IMAGES_PER_ENTRY * max(tokenizer.quantizer.sizes)
     steps = range(-(-needed // task.config.trainer.batch_size))
     device = tokenizer.device
     return torch.cat([tokenizer.encode(task.images(step).to(device)).cpu() for step in steps])
@@ -215,7 +214,7 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     codes = training_codes(tokenizer, task)
     images = evenly_spaced(test_images, GRID_IMAGES)
     save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths)
-    sizes = task.config.quantizer.sizes
+    sizes = tokenizer.quantizer.sizes
     used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
     return {
         "psnr": {str(k): round(v, 3) for k, v in zip(task.lengths, values, strict=True)},
@@ -225,12 +224,13 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
         "residual_test": [round(share, 4) for share in residuals[1]],
         "code_entropy_bits": [round(bits, 3) for bits in code_entropy_bits(codes, sizes)],
         "dead_entries": sum(sizes) - sum(used),
-        "bits_per_image": sum(task.config.quantizer.bits),
+        "bits_per_image": sum(tokenizer.quantizer.bits),
         "steps": trained["steps"],
         "images_seen": trained["steps"] * task.config.trainer.batch_size,
         "seconds": round(trained["seconds"], 1),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "content_hash": tokenizer.content_hash,
+        "codes_hash": tokenizer.codes_hash,
         "machine": machine(),
         "versions": versions(),
     }

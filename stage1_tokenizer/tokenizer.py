@@ -1,7 +1,8 @@
-"""Tokenizer = encoder + progressive quantizer + decoder: images <-> ordered codes."""
+"""Tokenizer = encoder + quantizer + decoders: images <-> ordered codes."""
 
-import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -10,15 +11,20 @@ from torch.nn import functional as F
 
 from pqvae.config import config_from_dict, config_to_dict
 from pqvae.errors import UserError
-from pqvae.pretrained import load_model, save_model
-from stage1_tokenizer.config import TokenizerConfig
-from stage1_tokenizer.decoders.direct import Decoder
+from pqvae.pretrained import hash_model, load_model, save_model
+from stage1_tokenizer import decoders, quantizers
+from stage1_tokenizer.config import DECODERS, DecoderConfig, DirectConfig, TokenizerConfig
+from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.encoder import Encoder
-from stage1_tokenizer.quantizers.gumbel import GumbelQuantizer
-from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer
+from stage1_tokenizer.quantizers.contract import Quantizer
+from stage1_tokenizer.refine import refine as refined_codes
+from stage1_tokenizer.version1 import upgrade_config, upgrade_tensors
 
+FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under squared error
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
-REFINE_STEP = 0.06  # times the gradient of an image's squared error: far from overshooting
+# Pixels that the networks take at once. Always as many images, padded: kernels round by the shape
+# of a batch, and the codes and pixels of an image are to depend on that image alone.
+BLOCK_PIXELS = {"cpu": 1 << 15, "cuda": 1 << 18, "mps": 1 << 17}
 
 
 class Tokenizer(nn.Module):
@@ -27,29 +33,73 @@ class Tokenizer(nn.Module):
     tokenizer = Tokenizer.from_pretrained("runs/tokenizer")
     codes = tokenizer.encode(images)           # (B, N)
     rough = tokenizer.decode(codes[:, :4])     # (B, 3, H, W) from the first four codes
+
+    Attributes:
+        content_hash: Of the whole model; set by ``save_pretrained`` and ``from_pretrained``.
+        provenance: What it was trained on; see ``pqvae.pretrained``.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        shape = config.architecture.latent_shape(config.image_size)
+        self.latent_shape = config.architecture.latent_shape(config.image_size)
         self.encoder = Encoder(config.architecture)
-        gumbel = config.quantizer.assignment == "gumbel"
-        kind = GumbelQuantizer if gumbel else ProgressiveQuantizer
-        self.quantizer: ProgressiveQuantizer = kind(config.quantizer, math.prod(shape))
-        self.decoder = Decoder(config.architecture, shape, config.quantizer.num_codes)
-        self.content_hash = ""  # set by save_pretrained and from_pretrained
-        self.to(memory_format=torch.channels_last)  # several times faster convolutions on CPUs
+        kind = quantizers.KINDS[type(config.quantizer)]
+        self.quantizer: Quantizer = kind(config.quantizer, self.latent_shape)
+        self.decoders = nn.ModuleDict()
+        self.content_hash = ""
+        self.provenance: Mapping[str, Any] = {}
+        self.add_decoder(FAITHFUL, DirectConfig())
+
+    def add_decoder(self, name: str, config: DecoderConfig) -> Decoder:
+        """Give the tokenizer another decoder of its codes, untrained; returns it."""
+        kind = decoders.KINDS[type(config)]
+        decoder = kind(config, self.config.architecture, self.latent_shape, self.num_codes)
+        self.decoders[name] = decoder
+        self.to(self.device, memory_format=torch.channels_last)  # several times faster on CPUs
+        return decoder
+
+    def decoder(self, name: str = FAITHFUL) -> Decoder:
+        """A decoder by its name.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        if name not in self.decoders:
+            raise UserError(
+                f"this tokenizer has no decoder {name!r}, only {', '.join(self.decoders)}"
+            )
+        return self.decoders[name]  # type: ignore[bad-return]
 
     @property
     def num_codes(self) -> int:
         """N: the codes of one image."""
-        return self.config.quantizer.num_codes
+        return self.quantizer.num_codes
 
     @property
     def device(self) -> torch.device:
         """Where the model is, and where its inputs must be."""
         return self.quantizer.scale.device
+
+    @property
+    def block_size(self) -> int:
+        """How many images the networks take at once, always; multiples of it waste nothing."""
+        return max(1, BLOCK_PIXELS[self.device.type] // self.config.image_size**2)
+
+    @property
+    def codes_hash(self) -> str:
+        """SHA-256 of what makes codes, encoder and quantizer: equal for equal codes."""
+        tensors = self.state_dict()
+        parts = {k: v for k, v in tensors.items() if k.startswith(("encoder.", "quantizer."))}
+        config = {"image_size": self.config.image_size, "sizes": self.quantizer.sizes}
+        return hash_model("codes", config, parts)
+
+    def decoder_hash(self, name: str = FAITHFUL) -> str:
+        """SHA-256 of what makes pictures of codes: the quantizer and a decoder."""
+        tensors = self.state_dict()
+        parts = {k: v for k, v in tensors.items() if k.startswith("quantizer.")}
+        parts |= {f"decoder.{k}": v for k, v in self.decoder(name).state_dict().items()}
+        return hash_model("decoder", config_to_dict(self.decoder(name).config), parts)
 
     def latents(self, images: Tensor) -> Tensor:
         """The latents f that are quantized: images (B, 3, H, W) in [-1, 1] -> float32 (B, D)."""
@@ -80,61 +130,48 @@ class Tokenizer(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be (B, 3, {size}, {size}), not {tuple(images.shape)}")
-        latents = self.latents(images)
-        codes = self._search(latents, beam)
-        return self._refine(images, latents, codes, beam, refine) if refine else codes
 
-    def _search(self, latents: Tensor, beam: int) -> Tensor:
-        if beam == 1:
-            return self.quantizer.quantize(latents)[0]
-        return self.quantizer.search(latents, beam)
+        def encode_block(block: Tensor) -> Tensor:
+            latents = self.latents(block)
+            if refine:
+                decoder = self.decoder()
+                return refined_codes(self.quantizer, decoder, block, latents, refine, beam)
+            return self.quantizer.encode(latents, beam)
 
-    def _refine(
-        self, images: Tensor, latents: Tensor, codes: Tensor, beam: int, steps: int
-    ) -> Tensor:
-        """Descend the decoder's error straight through the quantizer; the best codes on the way.
-
-        The encoder answers for all images at once; here each image has a few steps for itself
-        (Campos et al., "Content adaptive optimization for neural image compression", 2019).
-        """
-        lengths = torch.full((len(codes),), self.num_codes, device=codes.device)
-        # Callers may be in inference mode, whose tensors carry no gradients, but copies do.
-        with torch.inference_mode(False), torch.enable_grad():
-            images, latents, codes = images.clone(), latents.clone(), codes.clone()
-            best, least = codes, images.new_full((len(codes),), torch.inf)
-            for step in range(steps + 1):
-                f_N = self.quantizer.dequantize(codes).requires_grad_()
-                decoded = self.decoder(f_N, lengths).float().clamp(-1, 1)
-                errors = (decoded - images).square().sum((1, 2, 3))
-                best = torch.where((errors < least).unsqueeze(1), codes, best)
-                least = torch.minimum(errors.detach(), least)
-                if step < steps:
-                    (gradient,) = torch.autograd.grad(errors.sum(), f_N)
-                    latents = latents - REFINE_STEP * gradient
-                    codes = self._search(latents, beam)
-        return best
+        return self._in_blocks(encode_block, images)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(
+        self, codes: Tensor, decoder: str = FAITHFUL, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Decode any prefix of the codes to whole images.
 
         Args:
-            codes: A prefix of an encoding, int64 (B, k) in [0, K), 1 <= k <= N.
+            codes: A prefix of an encoding, int64 (B, k) in [0, K), with k among
+                ``quantizer.cuts``: of the progressive quantizer every k from 1 to N.
+            decoder: Which decoder.
+            generator: Of a decoder that draws what the codes leave unsaid.
 
         Returns:
             Images, float32 (B, 3, H, W) in [-1, 1]; equal for equal prefixes, whatever follows.
 
         Raises:
             ValueError: k is 0 or above N, or a code is outside [0, K).
+            UserError: There is no such decoder.
         """
-        return self.decoder(*self._prefix(codes)).float().clamp(-1, 1)
+        network = self.decoder(decoder)
+
+        def decode_block(block: Tensor) -> Tensor:
+            return network(*self._prefix(block), generator).float().clamp(-1, 1)
+
+        return self._in_blocks(decode_block, codes)
 
     @torch.no_grad()
     def features(self, codes: Tensor) -> Tensor:
         """What any prefix of the codes means: numbers to search and to classify images by.
 
-        They are the decoder's, before the picture grows, averaged over the cells of a 4x4 grid.
-        What images show is nearer at hand in them than in pixels or in the latent itself.
+        They are the faithful decoder's, before the picture grows, averaged over the cells of a 4x4
+        grid. What images show is nearer at hand in them than in pixels or in the latent itself.
 
         Args:
             codes: As for ``decode``.
@@ -145,13 +182,26 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: As ``decode`` does.
         """
-        maps = self.decoder.features(*self._prefix(codes)).float()
-        return F.adaptive_avg_pool2d(maps, FEATURE_GRID).flatten(1)
+
+        def features_of_block(block: Tensor) -> Tensor:
+            maps = self.decoder().features(*self._prefix(block)).float()
+            return F.adaptive_avg_pool2d(maps, FEATURE_GRID).flatten(1)
+
+        return self._in_blocks(features_of_block, codes)
+
+    def _in_blocks(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """What a function makes of rows (B, ...), in blocks of one size, the last one padded."""
+        blocks = rows.split(self.block_size)
+        if not len(rows):
+            return function(rows)
+        missing = self.block_size - len(blocks[-1])
+        padded = torch.cat([blocks[-1], blocks[-1][-1:].expand(missing, *rows.shape[1:])])
+        return torch.cat([function(block) for block in (*blocks[:-1], padded)])[: len(rows)]
 
     def _prefix(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder is given for prefixes (B, k): their latents and lengths."""
+        """What a decoder is given for prefixes (B, k): their latents and lengths."""
         lengths = torch.full((len(codes),), codes.shape[1], device=codes.device)
-        return self.quantizer.dequantize(codes), lengths
+        return self.quantizer.decode(codes), lengths
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
@@ -165,14 +215,27 @@ class Tokenizer(nn.Module):
         kernel = components.view(channels, 3, patch, patch)
         self.encoder.shortcut.weight.copy_(kernel / scale)
         self.encoder.shortcut.bias.copy_(-(components @ mean) / scale)  # type: ignore[union-attr]
-        self.decoder.shortcut.weight.copy_(kernel * scale)
-        # One bias per colour: the mean of a patch is nearly the same all over it.
-        self.decoder.shortcut.bias.copy_(images.mean((0, 2, 3)))  # type: ignore[union-attr]
+        colours = images.mean((0, 2, 3))
+        for decoder in self.decoders.values():
+            decoder.init_from_patches(kernel, scale, colours)  # type: ignore[not-callable]
 
-    def save_pretrained(self, folder: str | Path) -> str:
-        """Write a model folder (config.json, model.safetensors); returns its content hash."""
+    def save_pretrained(
+        self, folder: str | Path, provenance: Mapping[str, Any] | None = None
+    ) -> str:
+        """Write a model folder (config.json, model.safetensors); returns its content hash.
+
+        Args:
+            folder: Where to.
+            provenance: What it was trained on; by default what it says already.
+        """
+        self.provenance = self.provenance if provenance is None else provenance
         config = config_to_dict(self.config)
-        self.content_hash = save_model(Path(folder), "tokenizer", config, self.state_dict())
+        config["decoders"] = {
+            name: config_to_dict(self.decoder(name).config) for name in self.decoders
+        }
+        self.content_hash = save_model(
+            Path(folder), "tokenizer", config, self.state_dict(), self.provenance
+        )
         return self.content_hash
 
     @classmethod
@@ -183,11 +246,19 @@ class Tokenizer(nn.Module):
             UserError: The folder is missing, damaged, or holds another kind of model.
         """
         folder = Path(folder)
-        config, tensors, content_hash = load_model(folder, "tokenizer")
+        stored = load_model(folder, "tokenizer")
+        config, tensors = dict(stored.config), stored.tensors
+        if stored.version == 1:
+            config, tensors = upgrade_config(config), upgrade_tensors(tensors)
+        others = config.pop("decoders", {})
         tokenizer = cls(config_from_dict(TokenizerConfig, config, str(folder)))
         try:
+            for name, values in others.items():
+                if name != FAITHFUL:
+                    kind = DECODERS[values["kind"]]
+                    tokenizer.add_decoder(name, config_from_dict(kind, values, str(folder)))
             tokenizer.load_state_dict(tensors)
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise UserError(f"{folder}: the tokenizer there is of another version") from error
-        tokenizer.content_hash = content_hash
+        tokenizer.content_hash, tokenizer.provenance = stored.content_hash, stored.provenance
         return tokenizer.eval()

@@ -1,18 +1,27 @@
 """Every knob of stage 2; imports no torch, as --help lists them all."""
 
-from dataclasses import dataclass, field
+from typing import Annotated
 
+from pydantic import Field
+
+from pqvae.config import HARMLESS, config_class
 from pqvae.training.config import TrainerConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class PriorConfig:
-    width: int = 192
-    depth: int = 4  # transformer layers
-    heads: int = 3
-    dropout: float = 0.0  # of inputs and feed-forwards; for long runs on few images
-    label_dropout: float = 0.1  # share of images trained without their class, for guidance
-    code_features: int = 128  # dimensions of the latent that the prior sees of each code
+    width: int = Field(192, ge=32, description="of the transformer")
+    depth: int = Field(4, ge=1, description="transformer layers")
+    heads: int = Field(3, ge=1, description="of attention; each at least 32 wide")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="of inputs and feed-forwards; for long runs on few images"
+    )
+    label_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of images trained without their class, for guidance"
+    )
+    code_features: int = Field(
+        128, ge=1, description="dimensions of the latent that the prior sees of each code"
+    )
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads) or self.width < 32 * self.heads:
@@ -21,15 +30,19 @@ class PriorConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class Config:
-    out: str = "runs/prior"  # the run folder
-    tokenizer: str = "runs/tokenizer"  # a run folder of stage 1; its data are this run's data
-    device: str = "auto"  # auto | cpu | cuda | mps
-    class_conditional: bool = True  # where the data have classes
-    views: int = 8  # encodings of each training image: itself, and others augmented
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    trainer: TrainerConfig = field(
+    out: Annotated[str, HARMLESS] = Field("runs/prior", description="the run folder")
+    tokenizer: str = Field(
+        "runs/tokenizer", description="a run folder of stage 1; its data are this run's data"
+    )
+    device: Annotated[str, HARMLESS] = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    class_conditional: bool = Field(True, description="where the data have classes")
+    views: int = Field(
+        8, ge=1, description="encodings of each training image: itself, and others augmented"
+    )
+    prior: PriorConfig = Field(default_factory=PriorConfig)
+    trainer: TrainerConfig = Field(
         default_factory=lambda: TrainerConfig(
             steps=650,
             batch_size=64,
@@ -40,7 +53,3 @@ class Config:
             patience=4,
         )
     )
-
-    def __post_init__(self) -> None:
-        if self.views < 1:
-            raise ValueError(f"views must be at least 1, not {self.views}")

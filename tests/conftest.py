@@ -21,11 +21,10 @@ from stage1_tokenizer import train
 from stage1_tokenizer.config import (
     ArchitectureConfig,
     ObjectiveConfig,
-    QuantizerConfig,
+    ResidualConfig,
     TokenizerConfig,
 )
-from stage1_tokenizer.objective import TokenizerObjective, draw_prefix_lengths
-from stage1_tokenizer.quantizers.codebooks import CodebookLearner
+from stage1_tokenizer.objective import draw_prefix_lengths, prefix_loss
 from stage1_tokenizer.tokenizer import Tokenizer
 
 # Tensors here are so small that threads cost more than they give: many times the run time where
@@ -94,27 +93,27 @@ def tiny_tokenizer() -> Tokenizer:
             architecture=ArchitectureConfig(
                 widths=(16, 32), encoder_blocks=(0, 1), decoder_blocks=(0, 1), latent_channels=4
             ),
-            quantizer=QuantizerConfig(num_codes=6, codebook_sizes=(16, 16, 8, 32, 16, 16)),
+            quantizer=ResidualConfig(num_codes=6, codebook_sizes=(16, 16, 8, 32, 16, 16)),
         )
     )
     steps, images = 60, draw_blobs(512, SIZE, 0)
-    learner = CodebookLearner(tokenizer.quantizer)
-    objective = TokenizerObjective(tokenizer, ObjectiveConfig())
+    quantizer, finite = tokenizer.quantizer, torch.tensor(True)
     optimizer = adamw(tokenizer, weight_decay=0.0, beta2=0.99)
     tokenizer.init_from_images(images)
     with torch.no_grad():
-        learner.initialize(tokenizer.encoder(images), generator_for(0))
+        quantizer.start(tokenizer.encoder(images), generator_for(0))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / steps)
         generator = generator_for(0, step)
         batch = images[torch.randint(len(images), (32,), generator=generator)]
-        lengths = draw_prefix_lengths(len(batch), tokenizer.num_codes, 0.5, generator)
-        losses, codes, residuals = objective(batch, lengths)
+        lengths = draw_prefix_lengths(len(batch), quantizer.cuts, 0.5, generator)
+        description = quantizer.describe(tokenizer.latents(batch), step / steps, generator)
+        losses = prefix_loss(tokenizer, ObjectiveConfig(), description, batch, lengths)
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
-        learner.update(codes, residuals, learner.decay(step / steps))
+        quantizer.learn(description, step, step / steps, finite, generator)
     return tokenizer.eval()
 
 

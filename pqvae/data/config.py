@@ -1,30 +1,31 @@
 """Which images, and how they are augmented."""
 
-from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
+
+from pqvae.config import HARMLESS, config_class
+
+NAMED = ("emoji", "cifar10")  # sources that are no path
 SOURCES_IN_WORDS = "emoji, cifar10, a folder of images or of .tar shards, or a glob of shards"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class DataConfig:
-    path: str = (
-        "emoji"  # emoji | cifar10 | folder of images, class folders, shards | glob of shards
+    path: str = Field("emoji", min_length=1, description=SOURCES_IN_WORDS)
+    image_size: int = Field(
+        32, ge=8, description="pixels; images of other sizes are centre-cropped and resized"
     )
-    image_size: int = 32  # pixels; images of other sizes are centre-cropped and resized
-    shift: int = 2  # augmentation: random shifts by up to this many pixels ...
-    shift_share: float = 0.25  # ... of this share of the images
-    flip: bool = True  # augmentation: random horizontal flip
-    no_flip_classes: tuple[str, ...] = ("flags", "symbols")  # classes that a flip would falsify
-    workers: int = 2  # threads that prepare batches ahead; 0: each is made when it is needed
+    shift: int = Field(2, ge=0, description="augmentation: random shifts by up to so many pixels")
+    shift_share: float = Field(0.25, ge=0, le=1, description="of the images that are shifted")
+    flip: bool = Field(True, description="augmentation: random horizontal flip")
+    no_flip_classes: tuple[str, ...] = Field(
+        ("flags", "symbols"), description="classes that a flip would falsify"
+    )
+    workers: Annotated[int, HARMLESS] = Field(
+        2, ge=0, le=64, description="threads that prepare batches ahead; 0: none"
+    )
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError(f"data.path is empty; give {SOURCES_IN_WORDS}")
-        if self.image_size < 8:
-            raise ValueError(f"data.image_size is {self.image_size}, but must be at least 8")
-        if not 0 <= self.shift <= self.image_size // 2:
+        if self.shift > self.image_size // 2:
             raise ValueError(f"data.shift is {self.shift}, but must be 0 to half of the image size")
-        if not 0 <= self.shift_share <= 1:
-            raise ValueError(f"data.shift_share is {self.shift_share}, but must be 0 to 1")
-        if not 0 <= self.workers <= 64:
-            raise ValueError(f"data.workers is {self.workers}, but must be 0 to 64")

@@ -1,33 +1,40 @@
 """How long and how a model is trained."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pqvae.config import HARMLESS, config_class
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class TrainerConfig:
-    steps: int
-    batch_size: int
-    learning_rate: float  # the peak; warm-up before it, a cosine to zero after it
-    warmup: float = 0.03  # share of the steps
-    weight_decay: float = 1e-4
-    beta2: float = 0.99
-    clip_norm: float = 1.0  # gradients above this norm are scaled down to it
-    log_every: int = 50  # steps
-    evaluate_every: int = 250  # steps; also saves what the run needs to go on
-    patience: int = 0  # stop after this many evaluations without a better score; 0: never
-    seed: int = 0
-    accumulate: int = 1  # micro-batches a process takes its share of the batch in; saves memory
-    skip_nonfinite: int = 0  # steps in a row that may be left out for a loss that is not finite
-    compile: bool = False  # torch.compile the networks; meant for GPUs
-    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()  # besides stats.jsonl
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("patience", "skip_nonfinite"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"trainer.{name} cannot be negative, as {getattr(self, name)} is")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"trainer.warmup is a share of the steps, 0 to 1, not {self.warmup}")
+    steps: Annotated[int, HARMLESS] = Field(ge=1, description="of the optimizer")
+    batch_size: int = Field(ge=1, description="images of a step, of all processes together")
+    learning_rate: float = Field(
+        gt=0, description="the peak; warm-up before it, a cosine to zero after it"
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(1e-4, ge=0, description="of matrices and convolutions (AdamW)")
+    beta2: float = Field(0.99, ge=0, lt=1, description="of AdamW; its beta1 is 0.9")
+    clip_norm: float = Field(1.0, gt=0, description="gradients above this are scaled down to it")
+    log_every: Annotated[int, HARMLESS] = Field(50, ge=1, description="steps")
+    evaluate_every: Annotated[int, HARMLESS] = Field(
+        250, ge=1, description="steps; also saves what the run needs to resume"
+    )
+    patience: int = Field(
+        0, ge=0, description="stop after so many evaluations without a better score; 0: never"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn at random")
+    accumulate: Annotated[int, HARMLESS] = Field(
+        1, ge=1, description="micro-batches that a process takes its share in; saves memory"
+    )
+    skip_nonfinite: Annotated[int, HARMLESS] = Field(
+        0, ge=0, description="steps in a row that may be skipped for a loss that is not finite"
+    )
+    compile: Annotated[bool, HARMLESS] = Field(
+        False, description="torch.compile the networks; meant for GPUs"
+    )
+    sinks: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], HARMLESS] = Field(
+        (), description="besides stats.jsonl"
+    )

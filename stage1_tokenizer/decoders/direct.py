@@ -1,44 +1,47 @@
-"""Quantized latent of any prefix -> a whole image: the encoder's mirror image.
-
-The decoder is told how many codes the latent is made of, as a blurred latent of few codes asks for
-another picture than a sharp one of many.
-"""
+"""The faithful decoder, in one pass: the encoder's mirror image, the mean of all that fits."""
 
 import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.blocks import blocks, group_norm
-from stage1_tokenizer.config import ArchitectureConfig
+from stage1_tokenizer.config import ArchitectureConfig, DirectConfig
+from stage1_tokenizer.decoders.contract import Decoder
 
 
-class Decoder(nn.Module):
-    """Latents (B, D) and prefix lengths (B,) in 1..N -> images (B, 3, H, W), about in [-1, 1]."""
+class DirectDecoder(Decoder):
+    """Convolutions, and a linear shortcut beside them; told how many codes a latent is made of."""
 
     def __init__(
-        self, config: ArchitectureConfig, latent_shape: tuple[int, int, int], num_codes: int
+        self,
+        config: DirectConfig,
+        architecture: ArchitectureConfig,
+        latent_shape: tuple[int, int, int],
+        num_codes: int,
     ) -> None:
-        super().__init__()
+        super().__init__(config)
         self.latent_shape = latent_shape
-        width = config.widths[-1]
-        self.input = nn.Conv2d(config.latent_channels, width, 3, padding=1)
-        self.prefix_embedding = nn.Embedding(num_codes, width)
+        widths, patch = architecture.widths, architecture.downsampling
+        self.input = nn.Conv2d(architecture.latent_channels, widths[-1], 3, padding=1)
+        self.prefix_embedding = nn.Embedding(num_codes, widths[-1])
         nn.init.normal_(self.prefix_embedding.weight, std=0.02)
         layers: list[nn.Module] = []
-        for level in reversed(range(len(config.widths))):
-            width, coarsest = config.widths[level], level == len(config.widths) - 1
-            layers += blocks(width, config.decoder_blocks[level], config.attention and coarsest)
+        for level in reversed(range(len(widths))):
+            width, coarsest = widths[level], level == len(widths) - 1
+            count = architecture.decoder_blocks[level]
+            layers += blocks(width, count, architecture.attention and coarsest)
             layers += [group_norm(width), nn.SiLU()]
             if coarsest:
                 self.coarse_layers = len(layers)  # before the picture grows
-            finer = config.widths[level - 1] if level > 0 else 3
+            finer = widths[level - 1] if level > 0 else 3
             layers.append(nn.ConvTranspose2d(width, finer, 4, stride=2, padding=1))
         nn.init.zeros_(layers[-1].weight)  # type: ignore[bad-argument-type]
         nn.init.zeros_(layers[-1].bias)  # type: ignore[bad-argument-type]
         self.network = nn.Sequential(*layers)
-        patch = config.downsampling
-        self.shortcut = nn.ConvTranspose2d(config.latent_channels, 3, patch, stride=patch)
+        self.shortcut = nn.ConvTranspose2d(architecture.latent_channels, 3, patch, stride=patch)
 
-    def forward(self, latents: Tensor, prefix_lengths: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, prefix_lengths: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         maps = self._maps(latents)
         return self.shortcut(maps) + self.network(self._input(maps, prefix_lengths))
 
@@ -46,6 +49,11 @@ class Decoder(nn.Module):
         """What the network makes of latents before the picture grows: (B, widths[-1], h, w)."""
         hidden = self._input(self._maps(latents), prefix_lengths)
         return self.network[: self.coarse_layers](hidden)
+
+    def init_from_patches(self, components: Tensor, scale: Tensor, colours: Tensor) -> None:
+        self.shortcut.weight.copy_(components * scale)
+        # One bias per colour: the mean of a patch is nearly the same all over it.
+        self.shortcut.bias.copy_(colours)  # type: ignore[union-attr]
 
     def _maps(self, latents: Tensor) -> Tensor:
         return latents.view(-1, *self.latent_shape).contiguous(memory_format=torch.channels_last)

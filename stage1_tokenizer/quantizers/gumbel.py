@@ -17,6 +17,9 @@ encoding does just that. Scores are large in hundreds of dimensions, and small w
 they are brought to mean 0 and deviation 1, times a learned a_i. Unlike in that paper, temperature
 leaves the noise as it is: as it falls, random codes become the nearest ones, and training ends with
 nearly what encoding does.
+
+The entropy terms raise I(X; Z_i) = H(Z_i) - H(Z_i|X) of each code: sure of every image, and
+different between images.
 """
 
 import math
@@ -26,9 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.config import QuantizerConfig
-from stage1_tokenizer.quantizers.codebooks import LEAST_GAIN, SCALE_SHARE, CodebookLearner
-from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer, Residuals
+from stage1_tokenizer.config import GumbelConfig
+from stage1_tokenizer.quantizers.codebook import LEAST_GAIN, Codebook, Seen
+from stage1_tokenizer.quantizers.learned import LearnedCodebooks
+from stage1_tokenizer.quantizers.progressive import Progressive, ProgressiveDescription
 
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.1
 ANNEALED = 0.5  # share of training after which the temperature stays
@@ -53,33 +57,97 @@ def entropies(logits: Tensor) -> Tensor:
     return torch.stack([conditional, -(log_means.exp() * log_means).sum()])
 
 
-class GumbelQuantizer(ProgressiveQuantizer):
-    """Every position has entries of its own, which are trained: vectors of unit size, scaled.
+class TrainedCodebooks(Codebook):
+    """Whole-latent entries learned by gradient: vectors of unit size, scaled.
 
     The factors are fixed once started, one for each position: late entries are small, and steps of
     the optimizer are to be as large for them as for others, relative to their size.
     """
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
-        super().__init__(config, dim)
-        vectors = self.vectors
-        del self.vectors, self.biases  # norms change with every step
-        self.vectors = nn.Parameter(vectors)
-        log_deviations = torch.full((config.num_codes,), math.log(FIRST_DEVIATION))
+    factors: Tensor  # (N, 1)
+
+    def __init__(self, sizes: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.sizes, self.books, self.dim = sizes, tuple(range(len(sizes))), dim
+        self.vectors = nn.Parameter(torch.zeros(len(sizes), max(sizes), dim))
+        self.register_buffer("factors", torch.ones(len(sizes), 1))
+
+    def enter(self, residual: Tensor) -> Tensor:
+        return residual
+
+    def expand(self, difference: Tensor) -> Tensor:
+        return difference
+
+    def chosen(self, index: int, codes: Tensor) -> Tensor:
+        return self.vectors[index][codes] * self.factors[index]
+
+    def add(self, index: int, codes: Tensor, sums: Tensor, alpha: float = 1) -> None:
+        sums.add_(self.chosen(index, codes), alpha=alpha)
+
+    def scores(self, index: int, residual: Tensor) -> Tensor:
+        return nearness(residual, self.meaning(index))
+
+    def meaning(self, book: int) -> Tensor:
+        return self.vectors[book, : self.sizes[book]] * self.factors[book]
+
+    def placement(self, index: int) -> Tensor | None:
+        return None
+
+    def start(self, residual: Tensor, generator: torch.Generator) -> Tensor:
+        averaged = LearnedCodebooks(self.sizes, self.dim).to(residual.device)
+        residual = averaged.start(residual, generator)
+        for index, size in enumerate(self.sizes):
+            entries = averaged.meaning(index)
+            # Where nothing is left to describe: above rounding, and so below.
+            deviation = entries.square().mean().sqrt().clamp_min(LEAST_GAIN)
+            self.factors[index] = deviation
+            self.vectors[index, :size] = entries / deviation
+        return residual
+
+    def learn(self, seen: Seen, decay: float, finite: Tensor | None) -> None:
+        """The optimizer does it."""
+
+
+def nearness(residual: Tensor, entries: Tensor) -> Tensor:
+    """r.e - |e|^2 / 2 of residuals (B, D) and entries (K, D): (B, K)."""
+    return residual @ entries.T - entries.square().sum(1) / 2
+
+
+class GumbelQuantizer(Progressive):
+    """Every position has entries of its own, which are trained."""
+
+    config: GumbelConfig
+    whole_batches = True  # H(Z) is that of the whole batch
+
+    def __init__(self, config: GumbelConfig, latent_shape: tuple[int, int, int]) -> None:
+        codebooks = TrainedCodebooks(config.sizes, math.prod(latent_shape))
+        super().__init__(config, [codebooks])
+        self.trained = codebooks
+        log_deviations = torch.full((self.num_codes,), math.log(FIRST_DEVIATION))
         self.log_deviations = nn.Parameter(log_deviations)  # (N,): log a_i
 
-    def scores(self, position: int, residual: Tensor) -> Tensor:
-        return _scores(residual, self.entries(position))
+    @torch.no_grad()
+    def start(self, encoded: Tensor, generator: torch.Generator) -> None:
+        self.scale.copy_(encoded.float().std())
+        self.trained.start(self.normalize(encoded), generator)
 
-    def logits(self, scores: Tensor, position: int, temperature: float) -> Tensor:
-        """Scores (B, K_i) at a position, normalized for each latent: float32 (B, K_i)."""
-        normalized = F.layer_norm(scores, scores.shape[1:])
-        return normalized * (self.log_deviations[position].exp() / temperature)
+    def describe(
+        self, latents: Tensor, progress: float, generator: torch.Generator
+    ) -> ProgressiveDescription:
+        noise = gumbel_noise((self.num_codes, len(latents), max(self.sizes)), generator)
+        description, (conditional, marginal) = self.sample(
+            latents, noise.to(latents.device), temperature(progress)
+        )
+        description.loss = self.config.entropy_weight * (conditional - marginal)
+        description.scalars = {"conditional_entropy": conditional, "marginal_entropy": marginal}
+        return description
 
     def sample(
         self, latents: Tensor, noise: Tensor, temperature: float
-    ) -> tuple[Tensor, Residuals, Tensor]:
+    ) -> tuple[ProgressiveDescription, Tensor]:
         """Draw the codes of normalized latents; residuals pass gradients to entries and latents.
+
+        What r_k passes to f is just what f_k = f - r_k does not.
 
         Args:
             latents: float32 (B, D).
@@ -87,18 +155,18 @@ class GumbelQuantizer(ProgressiveQuantizer):
             temperature: Above 0.
 
         Returns:
-            Codes, int64 (B, N); what they leave; and H(Z|X) and H(Z) of a code in nats, without the
-            noise, means over the positions, float32 (2,).
+            The description; and H(Z|X) and H(Z) of a code in nats, without the noise, means over
+            the positions, float32 (2,).
         """
         described, residuals, codes, uncertainty = torch.zeros_like(latents), [latents], [], []
         with torch.autocast(latents.device.type, enabled=False):
             # By iteration, as the gradient of an index into all vectors is as large as all of them.
-            for position, vectors in enumerate(self.vectors):
-                size = self.config.sizes[position]
-                entries = vectors[:size] * self.factors[position, :size].unsqueeze(1)
+            for position, vectors in enumerate(self.trained.vectors):
+                size = self.sizes[position]
+                entries = vectors[:size] * self.trained.factors[position]
                 # Through earlier choices gradients would grow from position to position.
                 residual = latents - described.detach()
-                logits = self.logits(_scores(residual, entries), position, temperature)
+                logits = self.logits(nearness(residual, entries), position, temperature)
                 noisy = logits + noise[position, :, :size]
                 codes.append(noisy.argmax(dim=1))
                 # The chosen entry in value; as far as gradients are concerned, the soft mixture.
@@ -107,47 +175,13 @@ class GumbelQuantizer(ProgressiveQuantizer):
                 described = described + entries[codes[-1]] + straight_through
                 residuals.append(latents - described)
                 uncertainty.append(entropies(logits))
-        late = latents.new_zeros(1, len(latents), 0)  # no position shares a codebook
-        left = Residuals(torch.stack(residuals), late, self.basis)
-        return torch.stack(codes, dim=1), left, torch.stack(uncertainty).mean(0)
+        parts = [torch.stack(residuals)]
+        description = ProgressiveDescription(
+            latents, torch.stack(codes, dim=1), parts, self.codebooks
+        )
+        return description, torch.stack(uncertainty).mean(0)
 
-
-def _scores(residual: Tensor, entries: Tensor) -> Tensor:
-    return residual @ entries.T - entries.square().sum(1) / 2
-
-
-class GumbelLearner(CodebookLearner):
-    """Starts the codebooks, counts their use, and follows the latent's scale; no more than that."""
-
-    @torch.no_grad()
-    def initialize(self, encoded: Tensor, generator: torch.Generator, iterations: int = 5) -> None:
-        """Fit the codebooks to encoder outputs (B, D) as those that are learned by averages."""
-        quantizer = self.quantizer
-        assert isinstance(quantizer, GumbelQuantizer)
-        N, sizes = quantizer.config.num_codes, quantizer.config.sizes
-        config = QuantizerConfig(num_codes=N, codebook_sizes=sizes, learned_codes=N)
-        averaged = ProgressiveQuantizer(config, encoded.shape[1]).to(encoded.device)
-        CodebookLearner(averaged).initialize(encoded, generator, iterations)
-        quantizer.scale.copy_(averaged.scale)
-        for position in range(N):
-            entries = averaged.entries(position)
-            # Where nothing is left to describe: above rounding, and so below.
-            size = entries.square().mean().sqrt().clamp_min(LEAST_GAIN)
-            quantizer.factors[position] = size
-            quantizer.vectors[position, : len(entries)] = entries / size
-
-    @torch.no_grad()
-    def update(
-        self, codes: Tensor, residuals: Residuals, decay: float, finite: Tensor | None = None
-    ) -> None:
-        """Account for one batch, as ``CodebookLearner.update`` does; the decay plays no part."""
-        if finite is None:
-            finite = torch.ones((), dtype=torch.bool, device=codes.device)
-        uses = codes.T
-        self.recent.scatter_add_(1, uses, finite.to(self.recent).expand_as(uses))
-        deviation = torch.where(finite, residuals.early[0], 0).std() * self.quantizer.scale
-        self.quantizer.scale.lerp_(deviation, SCALE_SHARE * finite.to(deviation))
-
-    def revive(self, codes: Tensor, residuals: Residuals, generator: torch.Generator) -> None:
-        """End the window in which uses are counted; unused entries stay what they are."""
-        self.window, self.recent = self.recent, torch.zeros_like(self.recent)
+    def logits(self, scores: Tensor, position: int, temperature: float) -> Tensor:
+        """Scores (B, K_i) at a position, normalized for each latent: float32 (B, K_i)."""
+        normalized = F.layer_norm(scores, scores.shape[1:])
+        return normalized * (self.log_deviations[position].exp() / temperature)

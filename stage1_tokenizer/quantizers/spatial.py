@@ -1,0 +1,117 @@
+"""A code for each place of the latent map: VQ-VAE and residual VQ, to compare with.
+
+van den Oord et al., "Neural discrete representation learning", 2017; with ``levels`` above 1, each
+place has further codes of what those before it left (Lee et al., "Autoregressive image generation
+using residual quantization", 2022), level after level. Only whole levels decode. The codebooks are
+those of vector-quantize-pytorch: k-means start, moving averages, revival.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from pqvae.errors import UserError
+from stage1_tokenizer.config import SpatialConfig
+from stage1_tokenizer.quantizers.contract import CutsDescription, Quantizer
+
+try:
+    from vector_quantize_pytorch import VectorQuantize  # type: ignore[missing-import]
+except ImportError:
+    VectorQuantize = None  # the extra "baselines"; asked for when one is built
+
+DECAY = 0.99  # of the library's moving averages
+CLUSTERED = 256  # latents that the library's k-means, which is slow, starts from
+
+
+class SpatialQuantizer(Quantizer):
+    """Codes (B, levels * places): all places of the first level, then those of the next."""
+
+    config: SpatialConfig
+    whole_batches = True  # the library's averages are of what it sees at once
+
+    def __init__(self, config: SpatialConfig, latent_shape: tuple[int, int, int]) -> None:
+        if VectorQuantize is None:
+            raise UserError(
+                "quantizer.kind=spatial needs vector-quantize-pytorch: "
+                "pip install 'pqvae[baselines]'"
+            )
+        self.channels, height, width = latent_shape
+        fold = config.fold
+        if height % fold or width % fold:
+            raise UserError(f"quantizer.fold={fold} does not divide a map of {height}x{width}")
+        self.shape, self.places = latent_shape, height * width // fold**2
+        N = config.levels * self.places
+        super().__init__(
+            config,
+            (config.codebook_size,) * N,
+            tuple(position // self.places for position in range(N)),
+            range(self.places, N + 1, self.places),
+        )
+        self.levels = nn.ModuleList(
+            VectorQuantize(
+                dim=self.channels * fold**2,
+                codebook_size=config.codebook_size,
+                decay=DECAY,
+                kmeans_init=True,
+                threshold_ema_dead_code=config.least_uses,
+                commitment_weight=0.0,  # the objective has it
+                rotation_trick=False,  # with it a VQ-VAE on emoji ended 2.4 dB lower
+            )
+            for _ in range(config.levels)
+        )
+
+    def split(self, latents: Tensor) -> Tensor:
+        """Latents (B, D) as a vector for each place: (B, places, C)."""
+        c, h, w = self.shape
+        f = self.config.fold
+        pattern = "b (c h p w q) -> b (h w) (c p q)"
+        return rearrange(latents, pattern, c=c, h=h // f, p=f, w=w // f, q=f)
+
+    def join(self, vectors: Tensor) -> Tensor:
+        """The inverse of ``split``."""
+        h, f = self.shape[1] // self.config.fold, self.config.fold
+        return rearrange(vectors, "b (h w) (c p q) -> b (c h p w q)", h=h, p=f, q=f)
+
+    def encode(self, latents: Tensor, beam: int = 1) -> Tensor:
+        return self._quantize(latents)[0]
+
+    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, N), and f_k at each cut, (cuts, B, D), without gradients."""
+        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+            target = residual = self.split(latents)
+            codes, sums = [], []
+            for level in self.levels:
+                quantized, chosen, _ = level(residual)
+                residual = residual - quantized
+                codes.append(chosen)
+                sums.append(self.join(target - residual))
+        return torch.cat(codes, dim=1), torch.stack(sums)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        total = self.scale.new_zeros(())
+        for level, chosen in zip(self.levels, codes.split(self.places, dim=1), strict=False):
+            total = total + level.get_codes_from_indices(chosen)  # type: ignore[not-callable]
+        return self.join(total)
+
+    def meaning(self, book: int) -> Tensor:
+        return self.levels[book].codebook  # type: ignore[bad-return]
+
+    def placement(self, position: int) -> Tensor | None:
+        place = position % self.places
+        F = self.channels * self.config.fold**2
+        vectors = self.scale.new_zeros(F, self.places, F)
+        vectors[:, place] = torch.eye(F, device=vectors.device)
+        return self.join(vectors)
+
+    @torch.no_grad()
+    def start(self, encoded: Tensor, generator: torch.Generator) -> None:
+        self.scale.copy_(encoded.float().std())
+        self.train()
+        with torch.random.fork_rng(devices=[]):  # the library draws from the global generator
+            torch.manual_seed(generator.initial_seed())
+            self._quantize(self.normalize(encoded[:CLUSTERED]))
+
+    def describe(
+        self, latents: Tensor, progress: float, generator: torch.Generator
+    ) -> CutsDescription:
+        return CutsDescription(latents, *self._quantize(latents.detach()), self.cuts)
