@@ -462,8 +462,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.json.parent
     if args.json.suffix != ".json" or not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--json {args.json}: give a .json file in a folder that can be written to")
-    values = {"path": args.data} | ({} if args.data == "emoji" else {"no_flip_classes": ()})
-    data = config_from_dict(DataConfig, values, "--data")
+    data = config_from_dict(DataConfig, {"path": args.data}, "--data")
     splits = {"train": open_dataset(data, "train"), "test": open_dataset(data, "test")}
     report: dict[str, Any] = {
         "data": args.data,

@@ -1,6 +1,26 @@
 """Random numbers as pure functions of what they are for: nothing to save, nothing to resume."""
 
+from enum import Enum
+
 import torch
+
+
+class Stream(Enum):
+    """What a run draws random numbers for, and the numbers that set their generators apart.
+
+    The numbers are those of recorded runs: another one changes what such a run draws. Names with
+    the same value are one member; their uses differ in the stage, or in what the indices count.
+    """
+
+    ORDER = ()  # of the images; indices: epoch
+    AUGMENTATION = (1,)  # of a batch; step
+    START = (2,)  # of the codebooks; 0
+    PREFIX_LENGTHS = (3,)  # of a batch; step
+    REVIVAL = (4,)  # of unused codes; step
+    GUMBEL_NOISE = (5,)  # of stage 1; step
+    VIEW_CHOICE = (5,)  # which encoding of each image stage 2 trains on; step
+    ENCODED_VIEWS = ()  # the augmentations that stage 2 encodes; view, chunk
+    DROPOUT = ()  # step, first image of the part
 
 
 def generator_for(seed: int, *indices: int) -> torch.Generator:
@@ -9,3 +29,8 @@ def generator_for(seed: int, *indices: int) -> torch.Generator:
     for index in indices:  # a linear congruential step between, so that (1, 2) is not (2, 1)
         state = (state * 6364136223846793005 + index + 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(state)
+
+
+def stream_generator(seed: int, stream: Stream, *indices: int) -> torch.Generator:
+    """A generator for one use in a run: of this seed, at this step, epoch or whatever counts it."""
+    return generator_for(seed, *indices, *stream.value)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pqvae.config import config_from_dict
 from pqvae.data.config import DataConfig
 from pqvae.data.sample import Sample
-from pqvae.data.sources.shards import list_shards
+from pqvae.data.shard_index import list_shards
 from pqvae.errors import UserError
 from pqvae.files import read_json
 from pqvae.images import FORMATS, ImageError, decode_image

@@ -1,0 +1,1 @@
+"""Images of every source, by number, and the batches made of them."""

@@ -1,18 +1,22 @@
-"""Training batches as a pure function of (seed, step): nothing to save, nothing to resume."""
+"""Batches: of training, a pure function of (seed, step); of a whole data set, bounded by pixels."""
 
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor
 
 from pqvae import distributed
+from pqvae.console import Progress
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset
 from pqvae.errors import UserError
 from pqvae.images import to_float
-from pqvae.randomness import generator_for
+from pqvae.randomness import Stream, stream_generator
+
+CHUNK_PIXELS = 1 << 18  # of the images that are in work at once: activations bound the memory
 
 
 def parts_of_batch(batch_size: int, accumulate: int) -> list[slice]:
@@ -47,7 +51,9 @@ class BatchOrder:
         self._permutation = functools.lru_cache(maxsize=4)(self._draw)
 
     def _draw(self, epoch: int) -> Tensor:
-        return torch.randperm(self.length, generator=generator_for(self.seed, epoch))
+        return torch.randperm(
+            self.length, generator=stream_generator(self.seed, Stream.ORDER, epoch)
+        )
 
     def __call__(self, step: int) -> Tensor:
         """Indices int64 (batch_size,) of the batch at this step."""
@@ -66,9 +72,10 @@ class Augmentation:
     def __init__(self, dataset: ImageDataset, config: DataConfig) -> None:
         self.shift, self.shift_share = config.shift, config.shift_share
         self.may_flip = torch.full((len(dataset),), config.flip)
+        falsified = {*dataset.no_flip_classes, *config.no_flip_classes}
         if dataset.labels is not None:
             for index, name in enumerate(dataset.class_names):
-                if name in config.no_flip_classes:
+                if name in falsified:
                     self.may_flip[dataset.labels == index] = False
 
     def __call__(
@@ -86,13 +93,17 @@ class Augmentation:
             generator: What it draws for an image depends on the place in the whole batch.
             part: Which of the batch the images are.
         """
+        flip, offsets = self.draw(indices, generator)
+        return augment(images, flip[part], offsets[:, part])
+
+    def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What ``augment`` is to do with a batch of images, int64 (B,): flips and offsets."""
         flip = (torch.rand(len(indices), generator=generator) < 0.5) & self.may_flip[indices]
         reach = torch.where(
             torch.rand(len(indices), generator=generator) < self.shift_share, self.shift, 0
         )
         offsets = (torch.rand(2, len(indices), generator=generator) * 2 - 1) * (reach + 0.5)
-        offsets = offsets.round().long().clamp(-self.shift, self.shift)
-        return augment(images, flip[part], offsets[:, part])
+        return flip, offsets.round().long().clamp(-self.shift, self.shift)
 
 
 class TrainingImages:
@@ -109,7 +120,7 @@ class TrainingImages:
         """The images of this part of the step's batch, float32 (b, 3, H, W) in [-1, 1]."""
         indices = self.order(step)
         images = self.dataset.images(indices[part])
-        generator = generator_for(self.seed, step, 1)
+        generator = stream_generator(self.seed, Stream.AUGMENTATION, step)
         return to_float(self.augmentation(images, indices, generator, part))
 
 
@@ -164,3 +175,70 @@ def augment(images: Tensor, flip: Tensor, offsets: Tensor) -> Tensor:
     batch = torch.arange(B)[:, None, None]
     moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
     return moved.permute(0, 3, 1, 2)
+
+
+class IndexedImages(Protocol):
+    """Images by number: a data set, or anything that is asked for images as one is."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    def images(self, indices: Tensor, /) -> Tensor: ...
+
+
+def chunk_size(image_size: int) -> int:
+    """How many images of this height and width are in work at once."""
+    return max(8, CHUNK_PIXELS // image_size**2)
+
+
+@overload
+def map_images(
+    dataset: IndexedImages,
+    indices: Sequence[int] | Tensor,
+    function: Callable[[Tensor], Tensor],
+    label: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def map_images(
+    dataset: IndexedImages,
+    indices: Sequence[int] | Tensor,
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    label: str | None = None,
+) -> tuple[Tensor, ...]: ...
+
+
+@torch.no_grad()
+def map_images(
+    dataset: IndexedImages,
+    indices: Sequence[int] | Tensor,
+    function: Callable[[Tensor], Tensor | tuple[Tensor, ...]],
+    label: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """What a function makes of images, chunk by chunk and without gradients.
+
+    Args:
+        dataset: Where the images are.
+        indices: (n,), which of them, in which order.
+        function: Of uint8 images (B, 3, H, W) on the CPU; what it returns has a row for each image,
+            on any device. Called once, with B = 0, where there are no indices.
+        label: What the progress is called; None shows none.
+
+    Returns:
+        As the function does, for all images in the order of the indices, on the CPU.
+    """
+    indices = torch.as_tensor(indices, dtype=torch.int64)
+    progress = None if label is None else Progress(label, len(indices))
+    parts: list[tuple[Tensor, ...]] = []
+    single = False
+    for chunk in indices.split(chunk_size(dataset.image_size)):
+        result = function(dataset.images(chunk))
+        single = isinstance(result, Tensor)
+        parts.append(tuple(part.cpu() for part in ((result,) if single else result)))
+        if progress:
+            progress.advance(len(chunk))
+    if progress:
+        progress.close()
+    columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return columns[0] if single else columns

@@ -7,12 +7,11 @@ from pydantic import Field
 from pqvae.config import HARMLESS, config_class
 
 NAMED = ("emoji", "cifar10")  # sources that are no path
-SOURCES_IN_WORDS = "emoji, cifar10, a folder of images or of .tar shards, or a glob of shards"
 
 
 @config_class
 class DataConfig:
-    path: str = Field("emoji", min_length=1, description=SOURCES_IN_WORDS)
+    path: str = Field("emoji", min_length=1, description="emoji, cifar10, a folder or a glob of shards")
     image_size: int = Field(
         32, ge=8, description="pixels; images of other sizes are centre-cropped and resized"
     )
@@ -20,7 +19,7 @@ class DataConfig:
     shift_share: float = Field(0.25, ge=0, le=1, description="of the images that are shifted")
     flip: bool = Field(True, description="augmentation: random horizontal flip")
     no_flip_classes: tuple[str, ...] = Field(
-        ("flags", "symbols"), description="classes that a flip would falsify"
+        (), description="classes that a flip would falsify, besides those the source names"
     )
     workers: Annotated[int, HARMLESS] = Field(
         2, ge=0, le=64, description="threads that prepare batches ahead; 0: none"

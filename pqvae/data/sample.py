@@ -1,5 +1,6 @@
-"""One encoded image, and the names that files and splits of a data set have."""
+"""What a source of images says of itself: its samples by split; a sample is one encoded image."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,27 @@ class Sample:
         if len(data) < self.size:
             raise ImageError("shorter than when it was listed")
         return data
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        samples: By split, and only of the splits that the source has of its own: others are carved
+            from train. A source without splits is all train.
+        class_names: Classes whose order the source knows; others follow, sorted.
+        no_flip_classes: Classes that a mirror would falsify.
+    """
+
+    samples: Mapping[Split, Sequence[Sample]]
+    class_names: tuple[str, ...] = ()
+    no_flip_classes: tuple[str, ...] = ()
+
+
+# Of the value of ``data.path``: what is there, or None where the path is not this source's; raises
+# UserError where it is, but something is wrong there.
+Source = Callable[[str], Listing | None]
 
 
 def is_image(path: Path) -> bool:

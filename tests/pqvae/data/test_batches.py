@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from pqvae.data.batches import (
+    CHUNK_PIXELS,
     Augmentation,
     BatchOrder,
     Prefetcher,
     TrainingImages,
     augment,
+    map_images,
     parts_of_batch,
 )
 from pqvae.data.config import DataConfig
@@ -376,17 +378,50 @@ def test_half_the_images_are_mirrored_but_never_one_of_a_class_that_it_would_fal
     # Six standard deviations: a right program fails with a chance of 2e-9.
     assert abs(float(faces.mean()) - 0.5) <= 6 * 0.5 / len(faces) ** 0.5
 
+    unnamed = Augmentation(dataset, config_of(folder, shift=0))
+    assert unnamed.may_flip.all()  # only the built-in emoji know that flags must not be
     never = Augmentation(dataset, config_of(folder, shift=0, flip=False))
     assert torch.equal(never(images, indices, generator_for(2)), images)
 
 
-def test_generators_differ_in_every_number_and_in_their_order() -> None:
-    numbers = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 2)]
-    drawn = [
-        tuple(torch.randint(2**31, (2,), generator=generator_for(*each)).tolist())
-        for each in numbers
-    ]
-    assert len(set(drawn)) == len(numbers)
-    assert torch.equal(
-        torch.rand(3, generator=generator_for(5, 6)), torch.rand(3, generator=generator_for(5, 6))
+class Plain:
+    """Images of one size, of which each pixel is the number of the image."""
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.asked: list[int] = []  # images at once
+
+    def images(self, indices: Tensor, /) -> Tensor:
+        self.asked.append(len(indices))
+        shape = (-1, 3, self.image_size, self.image_size)
+        return indices.to(torch.uint8)[:, None, None, None].expand(shape)
+
+
+def test_a_mapped_data_set_gives_a_row_for_each_image_in_the_order_asked_for(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pqvae.data.batches.CHUNK_PIXELS", 9 * SIZE**2)  # chunks of 9, 9, 2
+    order = [12, 3, 3, 0, *range(13), 7, 7, 1]
+    images = dataset.images(order)
+    weight = torch.ones((), requires_grad=True)
+    assert torch.equal(map_images(dataset, order, lambda batch: batch), images)
+    assert torch.equal(map_images(dataset, torch.tensor(order), lambda batch: batch), images)
+    means, firsts = map_images(
+        dataset, order, lambda batch: (batch.float().mean((1, 2, 3)) * weight, batch[:, 0]), "means"
     )
+    assert torch.equal(means, images.float().mean((1, 2, 3)))
+    assert torch.equal(firsts, images[:, 0])
+    assert not means.requires_grad
+    assert map_images(dataset, [], lambda batch: batch.flatten(1)).shape == (0, 3 * SIZE**2)
+
+
+@pytest.mark.parametrize(("size", "chunk"), [(8, 4096), (32, 256), (64, 64), (256, 8)])
+def test_chunks_of_a_mapped_data_set_are_bounded_by_pixels_but_hold_at_least_eight(
+    size: int, chunk: int
+) -> None:
+    images = Plain(size)
+    numbers = torch.arange(2 * chunk + 3)
+    found = map_images(images, numbers, lambda batch: batch[:, 0, 0, 0])
+    assert torch.equal(found, numbers.to(torch.uint8))
+    assert images.asked == [chunk, chunk, 3]
+    assert chunk == 8 or chunk * size**2 == CHUNK_PIXELS

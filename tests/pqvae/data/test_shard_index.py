@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import webdataset as wds
 
-import pqvae.data.sources.shards
+import pqvae.data.shard_index
 from pqvae.data.sample import Sample
-from pqvae.data.sources.shards import list_shards
+from pqvae.data.shard_index import list_shards
 from pqvae.errors import UserError
 from pqvae.files import cache_root
 from pqvae.images import ImageError
@@ -161,13 +161,13 @@ def test_a_malicious_shard_is_harmless(tmp_path: Path) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the indices, not yet there, where shards of every size have one."""
-    monkeypatch.setattr(pqvae.data.sources.shards, "INDEX_CACHED_FROM", 0)
+    monkeypatch.setattr(pqvae.data.shard_index, "INDEX_CACHED_FROM", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pqvae" / "shards"
 
 
 def listed_by_a_new_process(shard: Path) -> list[Sample]:
-    pqvae.data.sources.shards._list_shard.cache_clear()
+    pqvae.data.shard_index._list_shard.cache_clear()
     return listed(shard)
 
 
@@ -182,7 +182,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(Path(name).name)
         return real_open(name, mode)  # type: ignore[no-matching-overload]
 
-    monkeypatch.setattr("pqvae.data.sources.shards.tarfile.open", counted_open)
+    monkeypatch.setattr("pqvae.data.shard_index.tarfile.open", counted_open)
     return names
 
 
@@ -317,7 +317,7 @@ def test_a_refused_shard_is_refused_again_and_a_small_one_leaves_no_index(
         with pytest.raises(UserError, match=r"0.tar: cut short"):
             listed_by_a_new_process(shard)
     shard.write_bytes(data)
-    monkeypatch.setattr(pqvae.data.sources.shards, "INDEX_CACHED_FROM", len(data) + 1)
+    monkeypatch.setattr(pqvae.data.shard_index, "INDEX_CACHED_FROM", len(data) + 1)
     assert len(listed_by_a_new_process(shard)) == 2
     assert not cache.exists()
 
