@@ -8,7 +8,9 @@ type and range, as it does for a config made in Python.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import itertools
+import json
 import re
 import textwrap
 import types
@@ -20,15 +22,16 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
+    NoReturn,
     TypeVar,
     Union,
+    cast,
     dataclass_transform,
     get_args,
     get_origin,
 )
 
 import pydantic.dataclasses
-import pydantic_core
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -46,47 +49,40 @@ FORM = "[file.yaml] [key=value ...]"
 COMMAND_LINE = "command line"
 HARMLESS = "harmless"  # in Annotated: a run stays the same run, whatever this field's value
 
+_Layer = tuple[str, Any]  # source, values
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = {"", "~", "null", "none"}
-_TYPES: dict[Any, str] = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-    str: "text",
-    types.NoneType: "null",
-}
-_LISTS = {
-    "a whole number": "whole numbers, as in 1,2,3",
-    "a finite number": "finite numbers, as in 0.5,1",
-    "text": "texts, as in a,b,c",
-}
-_LIMITS = {
-    "ge": "at least {}",
-    "gt": "above {}",
-    "le": "at most {}",
-    "lt": "below {}",
-    "multiple_of": "a multiple of {}",
-    "min_length": "at least {} long",
-    "max_length": "at most {} long",
-}
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a finite number", str: "text"}
+_TYPES |= {bool: "true or false", types.NoneType: "null"}
+_LISTS: dict[Any, str] = {int: "whole numbers, as in 1,2,3", str: "texts, as in a,b,c"}
+_LISTS |= {float: "finite numbers, as in 0.5,1"}
+_RANGES = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+_RANGES |= {"min_length": "at least {} long", "max_length": "at most {} long"}
+_RANGES |= {"multiple_of": "a multiple of {}"}
 
 
 @dataclass_transform(
     frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field)
 )
 def config_class(cls: type[C]) -> type[C]:
-    """Make a class a config: a frozen dataclass that refuses values of wrong type or range."""
+    """Make a class a config: a frozen dataclass that refuses values of wrong type or range.
+
+    Fields are written ``steps: int = Field(default=2000, ge=1, description="optimizer steps")``,
+    with ``default=``, as type checkers take any other first argument for a required field. A field
+    of another config class is a section; it may start from other values than its class's.
+    """
     config = ConfigDict(extra="forbid", validate_default=True, **_STRICT)
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, slots=True, config=config)(cls)
+    decorate: Any = pydantic.dataclasses.dataclass
+    return decorate(frozen=True, kw_only=True, slots=True, config=config)(cls)
 
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
     """In Annotated: the section is of one of these config classes, told apart by ``kind``."""
 
-    classes: Mapping[str, type]  # read at each use, so that entries may be added
+    classes: Mapping[str, type]  # kind -> class; read at each use, so that entries may be added
 
 
 class KeyDescription(NamedTuple):
@@ -98,6 +94,11 @@ class KeyDescription(NamedTuple):
     type: str
     range: str  # empty: any value of the type
     kind: str  # the kinds of its section that have the key so; empty: all
+
+    @property
+    def section(self) -> str:
+        """The key without its last part."""
+        return self.key.rpartition(".")[0]
 
 
 def parse_config_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -137,7 +138,8 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str])
             raise UserError(f"{COMMAND_LINE}: {override!r} is not of the form key=value")
     if overrides:
         layers.append((COMMAND_LINE, dict(override.split("=", 1) for override in overrides)))
-    return _build(cls, layers)
+    source = " with the ".join(name for name, _ in layers) or "defaults"
+    return _Builder(cls, source).build(cls, None, layers)
 
 
 def config_from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -151,12 +153,12 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         UserError: A key or a value does not fit.
     """
-    return _build(cls, [(source, values)])
+    return _Builder(cls, source).build(cls, None, [(source, values)])
 
 
 def config_to_dict(config: "DataclassInstance") -> dict[str, Any]:
     """The config as nested plain values, for yaml or json: tuples become lists."""
-    return pydantic_core.to_jsonable_python(config, serialize_as_any=True)
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def config_to_yaml(config: "DataclassInstance") -> str:
@@ -179,37 +181,36 @@ def identity_changes(a: "DataclassInstance", b: "DataclassInstance") -> list[str
     return [key for key in changed_keys(a, b) if key not in harmless]
 
 
-def describe_keys(cls: type["DataclassInstance"]) -> list[KeyDescription]:
+def describe_keys(cls: type) -> list[KeyDescription]:
     """Every key that may be set: once, unless the kinds of its section differ in it."""
-    kinds: dict[KeyDescription, list[str]] = {}
-    kinds_of_section: dict[str, set[str]] = {}
-    for name, info, default, kind, sections in _walk(cls):
-        if not sections:
-            shown = None if default is PydanticUndefined else _typed(default)
-            words, limits = _in_words(info.annotation), _limits(info)
-            row = KeyDescription(name, shown, info.description or "", words, limits, "")
-            kinds.setdefault(row, []).append(kind)
-            kinds_of_section.setdefault(_section(row), {""}).add(kind)
+    having: dict[KeyDescription, list[str]] = {}
+    kinds: dict[str, set[str]] = {}  # of each section
+    for name, info, default, kind in _walk(cls):
+        if not _kinds(info):
+            typed = None if default is PydanticUndefined else _typed(default)
+            about, words = info.description or "", _in_words(info.annotation)
+            row = KeyDescription(name, typed, about, words, _range(info), "")
+            having.setdefault(row, []).append(kind)
+            kinds.setdefault(row.section, {""}).add(kind)
     return [
-        row._replace(kind=", ".join(have)) if kinds_of_section[_section(row)] - {"", *have} else row
-        for row, have in kinds.items()
+        row._replace(kind=", ".join(some)) if kinds[row.section] - {"", *some} else row
+        for row, some in having.items()
     ]
 
 
 def format_keys(keys: Sequence[KeyDescription]) -> str:
-    """Lines of at most 100 columns, by section: ``key=default``, what it means, what may be given."""
+    """Lines of at most 100 columns, by section: ``key=default``, meaning, type and range."""
     lines: list[str] = []
-    for (section, kind), group in itertools.groupby(keys, lambda key: (_section(key), key.kind)):
-        lines += ["", f"{section or 'top level'}{kind and f' (kind={kind})'}:"]
+    for (section, kind), group in itertools.groupby(keys, lambda key: (key.section, key.kind)):
+        lines += ["", f"{section or 'top level'}{kind and f', kind={kind}'}:"]
         for key in group:
             left = f"  {key.key}" + (" (required)" if key.default is None else f"={key.default}")
-            about = f"{key.description} ({', '.join(filter(None, key[3:5]))})".strip()
-            right = textwrap.wrap(about, 60, break_on_hyphens=False)
+            limits = f"{key.type}, {key.range}" if key.range else key.type
+            right = textwrap.wrap(f"{key.description} ({limits})".strip(), 60)
             if len(left) > 38:
                 right.insert(0, "")
-            lines += [
-                f"{a:40}{b}".rstrip() for a, b in itertools.zip_longest([left], right, fillvalue="")
-            ]
+            pairs = itertools.zip_longest([left], right, fillvalue="")
+            lines += [f"{start:40}{end}".rstrip() for start, end in pairs]
     return "\n".join(lines[1:]) + "\n"
 
 
@@ -263,43 +264,42 @@ class _Key(NamedTuple):
     info: FieldInfo
     default: Any  # PydanticUndefined: none
     kind: str  # of the section it is in, if that is one of several
-    sections: dict[str, tuple[type, Any]]  # kind -> class and default; "" for the only kind
 
 
-def _fields(cls: type, owner: Any) -> Iterator[tuple[str, FieldInfo, Any, dict[str, Any]]]:
-    """Name, field, default, and kind -> (class, default) of sections; see _Key."""
+@functools.cache
+def _fields(cls: Any) -> dict[str, FieldInfo]:
     if not hasattr(cls, "__pydantic_fields__"):  # a plain dataclass
         cls = pydantic.dataclasses.dataclass(frozen=True)(cls)
-    for name, info in cls.__pydantic_fields__.items():
-        # From the owner *instance*, as a section may start from values other than its class's.
-        default = getattr(owner, name) if owner else info.get_default(call_default_factory=True)
-        start = default if dataclasses.is_dataclass(default) else None
-        one_of = next((mark for mark in info.metadata if isinstance(mark, OneOf)), None)
-        sections: dict[str, Any] = {}
-        if one_of is not None:
-            for kind, section in one_of.classes.items():
-                sections[kind] = (section, start if type(start) is section else None)
-        elif dataclasses.is_dataclass(info.annotation):
-            sections[""] = (info.annotation, start)
-        yield name, info, default, sections
+    return cls.__pydantic_fields__
+
+
+def _default(name: str, info: FieldInfo, owner: Any) -> Any:
+    # From the owner *instance*, as a section may start from values other than its class's.
+    return info.get_default(call_default_factory=True) if owner is None else getattr(owner, name)
+
+
+def _kinds(info: FieldInfo) -> Mapping[str, Any]:
+    """Kind -> class of a section; "" is the kind of a plain one. Empty: not a section."""
+    for mark in info.metadata:
+        if isinstance(mark, OneOf):
+            return mark.classes
+    return {"": info.annotation} if dataclasses.is_dataclass(info.annotation) else {}
 
 
 def _walk(cls: type, owner: Any = None, prefix: str = "", kind: str = "") -> Iterator[_Key]:
     """Every dotted key, those of sections and of each of their kinds included."""
-    for name, info, default, sections in _fields(cls, owner):
-        key = prefix + name
-        yield _Key(key, info, default, kind, sections)
-        if sections and "" not in sections:
-            which = FieldInfo(annotation=Literal[tuple(sections)], description="what kind it is")
-            yield _Key(f"{key}.kind", which, getattr(default, "kind", default), kind, {})
-        for section_kind, (section, start) in sections.items():
-            for below in _walk(section, start, f"{key}.", section_kind or kind):
-                if not section_kind or below.name != f"{key}.kind":
+    for name, info in _fields(cls).items():
+        key, default, kinds = prefix + name, _default(name, info, owner), _kinds(info)
+        yield _Key(key, info, default, kind)
+        if kinds and "" not in kinds:
+            choice = cast(Any, Literal)[tuple(kinds)]
+            about = FieldInfo(annotation=choice, description=info.description)
+            yield _Key(f"{key}.kind", about, getattr(default, "kind", default), kind)
+        for each, section in kinds.items():
+            start = default if type(default) is section else None
+            for below in _walk(section, start, f"{key}.", each or kind):
+                if not each or below.name != f"{key}.kind":
                     yield below
-
-
-def _section(row: KeyDescription) -> str:
-    return row.key.rpartition(".")[0]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -310,107 +310,95 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
-    known = {key.name: bool(key.sections) for key in _walk(cls)}
-    given: dict[str, list[tuple[str, Any]]] = {}
-    for source, values in layers:
-        seen: set[str] = set()
-        for key, value in _flatten(values, known, source):
-            if key in seen:
-                raise UserError(f"{source}: key {key!r} is given twice")
-            seen.add(key)
-            given.setdefault(key, []).append((source, value))
-    source = " with the ".join(source for source, _ in layers) or "defaults"
-    return _make(cls, None, given, source)
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    root: Any  # the whole config's class
+    source: str  # of all values together
+
+    def build(self, cls: Any, owner: Any, layers: Sequence[_Layer], prefix: str = "") -> Any:
+        """A config of values from ``owner`` (None: the class's defaults), then from the layers."""
+        fields = _fields(cls)
+        given: dict[str, list[_Layer]] = {name: [] for name in fields}
+        for source, values in layers:
+            for key, value in values.items():
+                name, _, rest = str(key).partition(".")
+                if name not in fields or (rest and not _kinds(fields[name])):
+                    raise UserError(f"{source}: unknown key {self._hint(f'{prefix}{key}')}")
+                given[name].append((source, {rest: value} if rest else value))
+        arguments: dict[str, Any] = {}
+        for name, info in fields.items():
+            key, default = prefix + name, _default(name, info, owner)
+            if _kinds(info):
+                arguments[name] = self._section(info, default, given[name], key)
+            elif given[name]:
+                if len(dict(given[name])) < len(given[name]):
+                    raise UserError(f"{given[name][-1][0]}: key {key!r} is given twice")
+                for source, value in given[name]:
+                    arguments[name] = _convert(value, info, f"{source}: {key!r}")
+            elif default is PydanticUndefined:
+                self._missing(key, _in_words(info.annotation))
+        try:
+            return cls(**arguments) if owner is None else dataclasses.replace(owner, **arguments)
+        except ValueError as error:  # from __post_init__: values that do not fit together
+            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise UserError(f"{self.source}: {detail.removeprefix('Value error, ')}") from error
+
+    def _section(self, info: FieldInfo, default: Any, given: Sequence[_Layer], key: str) -> Any:
+        # A section whose lines are all comments is empty.
+        layers = [(source, value) for source, value in given if value not in (None, "")]
+        for source, value in layers:
+            if not isinstance(value, Mapping):
+                example = next(k.name for k in _walk(self.root) if k.name.startswith(f"{key}."))
+                right = f"set its keys, such as {example!r}"
+                raise UserError(f"{source}: {key!r} is a section; {right}")
+        kinds, cls = _kinds(info), info.annotation
+        owner = None if default is PydanticUndefined else default
+        if "" not in kinds:
+            cls, right = type(owner), f"one of {', '.join(kinds)}"
+            for source, value in layers:
+                if (kind := value.get("kind")) is not None:
+                    if str(kind) not in kinds:
+                        raise UserError(f"{source}: '{key}.kind' must be {right}, not {kind!r}")
+                    cls = kinds[kind]
+            if cls is types.NoneType:
+                self._missing(f"{key}.kind", right)
+            owner = owner if type(owner) is cls else None
+            layers = [(s, {k: v for k, v in value.items() if k != "kind"}) for s, value in layers]
+        return self.build(cls, owner, layers, f"{key}.")
+
+    def _missing(self, key: str, right: str) -> NoReturn:
+        raise UserError(f"{self.source}: key {key!r} is missing; it must be {right}")
+
+    def _hint(self, key: str) -> str:
+        known = {each.name: each for each in reversed([*_walk(self.root)])}
+        if key in known:
+            section, _, _ = key.rpartition(".")
+            return f"{key!r}: only {section}.kind={known[key].kind} has it"
+        near = difflib.get_close_matches(key, known, n=1)
+        if not near:  # perhaps the section is wrong or missing, and only the name is right
+            by_name = {name.rpartition(".")[2]: name for name in known}
+            names = difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1)
+            near = [by_name[name] for name in names]
+        if near:
+            return f"{key!r} (did you mean {near[0]!r}?)"
+        return f"{key!r} (known: {', '.join(_fields(self.root))})"
 
 
-def _flatten(
-    values: Mapping[str, Any], known: Mapping[str, bool], source: str, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if key not in known:
-            raise UserError(f"{source}: unknown key {key!r} ({_suggestion(key, known)})")
-        if not known[key]:
-            yield key, value
-        elif isinstance(value, Mapping):
-            yield from _flatten(value, known, source, f"{key}.")
-        elif value not in (None, ""):  # a section whose lines are all comments is empty
-            example = next((each for each in known if each.startswith(f"{key}.")), key)
-            raise UserError(f"{source}: {key!r} is a section; set its keys, such as {example!r}")
-
-
-def _suggestion(key: str, known: Mapping[str, bool]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    if not near:  # perhaps the section is wrong or missing, and only the name is right
-        by_name = {each.rpartition(".")[2]: each for each in reversed([*known])}
-        names = difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1)
-        near = [by_name[name] for name in names]
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(each for each in known if '.' not in each)}"
-
-
-def _make(cls: type[T], owner: T | None, given: dict[str, Any], source: str, prefix: str = "") -> T:
-    arguments: dict[str, Any] = {}
-    for name, info, default, sections in _fields(cls, owner):
-        key = prefix + name
-        if sections:
-            section, start = _choose(key, default, sections, given, source)
-            arguments[name] = _make(section, start, given, source, f"{key}.")
-        elif key in given:
-            for origin, value in given[key]:
-                arguments[name] = _convert(value, info, key, origin)
-        elif default is PydanticUndefined:
-            words = _in_words(info.annotation)
-            raise UserError(f"{source}: key {key!r} is missing; it must be {words}")
-    try:
-        return dataclasses.replace(owner, **arguments) if owner else cls(**arguments)
-    except ValueError as error:  # from __post_init__: values that do not fit together
-        if isinstance(error, ValidationError):
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        else:
-            message = str(error)
-        raise UserError(f"{source}: {message}") from error
-
-
-def _choose(
-    key: str, default: Any, sections: dict[str, Any], given: dict[str, Any], source: str
-) -> tuple[type, Any]:
-    """The class of a section, and the values it starts from."""
-    if "" in sections:
-        return sections[""]
-    kind = getattr(default, "kind", None)
-    for origin, kind in given.pop(f"{key}.kind", []):
-        if str(kind) not in sections:
-            options = ", ".join(sections)
-            raise UserError(f"{origin}: '{key}.kind' must be one of {options}, not {kind!r}")
-    if kind is None:
-        words = f"one of {', '.join(sections)}"
-        raise UserError(f"{source}: key '{key}.kind' is missing; it must be {words}")
-    section, start = sections.get(kind, (type(default), default))
-    names = {name for name, *_ in _fields(section, start)}
-    for other, entries in given.items():
-        if other.startswith(f"{key}.") and other[len(key) + 1 :].split(".")[0] not in names:
-            raise UserError(f"{entries[0][0]}: unknown key {other!r} of {key}.kind={kind}")
-    return section, start
-
-
-def _convert(value: Any, info: FieldInfo, key: str, source: str) -> Any:
+def _convert(value: Any, info: FieldInfo, where: str) -> Any:
+    checked = cast(Any, Annotated)[(info.annotation, *(info.metadata or [None]))]
     candidate = _from_text(value, info.annotation)
     try:
-        return TypeAdapter(Annotated[info.annotation, info], config=_STRICT).validate_python(
-            candidate
-        )
+        return TypeAdapter(checked, config=_STRICT).validate_python(candidate)
     except ValidationError as error:
         first = error.errors()[0]
+        limits = first.get("ctx", {})
         if first["type"] == "value_error":
-            raise UserError(f"{source}: {key!r}: {first['ctx']['error']}") from error
+            raise UserError(f"{where}: {limits['error']}") from error
         right = _in_words(info.annotation)
-        if limits := _limits_in_words(first.get("ctx", {})):
-            right, value = f"{limits}{' each' if first['loc'] else ''}", first["input"]
+        if _RANGES.keys() & limits.keys():
+            right, value = _range(info), first["input"]
         shown = "null" if value is None else repr(value)
-        raise UserError(f"{source}: {key!r} must be {right}, not {shown}") from error
+        raise UserError(f"{where} must be {right}, not {shown}") from error
 
 
 def _from_text(value: Any, kind: Any) -> Any:
@@ -424,66 +412,63 @@ def _from_text(value: Any, kind: Any) -> Any:
         return _from_text(value, next(arm for arm in inner if arm is not types.NoneType))
     if origin is tuple:
         items = _split(value) if isinstance(value, str) else value
-        if isinstance(items, str):
-            return items
-        items = items if isinstance(items, list | tuple) else [items]
-        return tuple(_from_text(item, inner[0]) for item in items)
-    if isinstance(value, str) and origin is Literal:
+        if not isinstance(items, list | tuple | str):
+            items = [items]
+        return items if isinstance(items, str) else tuple(_from_text(i, inner[0]) for i in items)
+    if not isinstance(value, str):
+        return int(value) if kind is int and isinstance(value, float) and value % 1 == 0 else value
+    if origin is Literal:
         return next((option for option in inner if str(option) == value), value)
-    if isinstance(value, str) and kind is bool:
+    if kind is bool:
         return _BOOLS.get(value.lower(), value)
-    if isinstance(value, str | float) and kind in (int, float):
+    if kind in (int, float):
         with contextlib.suppress(ValueError):
-            if kind is int and isinstance(value, str):
-                return int(value)  # a float would lose the last digits
-        with contextlib.suppress(ValueError):
-            number = float(value)  # "1e3" and "3.0" are whole numbers too
-            return int(number) if kind is int and number.is_integer() else number
+            return kind(value)
+        with contextlib.suppress(ValueError):  # "1e3" and "3.0" are whole numbers too
+            return _from_text(float(value), kind)
     return value
 
 
 def _split(text: str) -> Any:
-    if text.strip().startswith("["):
-        with contextlib.suppress(yaml.YAMLError):
-            return yaml.load(text, _Loader)
-        return text
-    return [item.strip() for item in text.split(",")] if text.strip() else []
+    if not text.strip().startswith("["):
+        return [item.strip() for item in text.split(",")] if text.strip() else []
+    with contextlib.suppress(yaml.YAMLError, RecursionError):
+        return yaml.load(text, _Loader)
+    return text
 
 
 def _in_words(kind: Any) -> str:
-    """What a value of this type looks like."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _in_words(inner[0])
     if origin in (Union, types.UnionType):
         return " or ".join(_in_words(arm) for arm in inner)
     if origin is Literal:
-        return f"one of {', '.join(str(option) for option in inner)}"
+        return f"one of {', '.join(map(str, inner))}"
     if origin is tuple:
-        item = _in_words(inner[0])
-        return f"a list of {_LISTS.get(item, f'values, each {item}')}"
+        item = get_args(inner[0])[0] if get_origin(inner[0]) is Annotated else inner[0]
+        return f"a list of {_LISTS.get(item) or f'values, each {_in_words(item)}'}"
     return _TYPES[kind]
 
 
-def _limits(info: FieldInfo) -> str:
-    found = {name: getattr(mark, name, None) for mark in info.metadata for name in _LIMITS}
-    limits = _limits_in_words({name: value for name, value in found.items() if value is not None})
+def _range(info: FieldInfo) -> str:
+    limits = [
+        words.format(_typed(getattr(mark, name)))
+        for name, words in _RANGES.items()
+        for mark in info.metadata
+        if hasattr(mark, name)
+    ]
     if get_origin(info.annotation) is tuple:
-        each = _limits(FieldInfo.from_annotation(get_args(info.annotation)[0]))
-        limits = ", ".join(filter(None, (limits, each and f"each {each}")))
-    return limits
-
-
-def _limits_in_words(limits: Mapping[str, Any]) -> str:
-    return " and ".join(
-        words.format(_typed(limits[name])) for name, words in _LIMITS.items() if name in limits
-    )
+        each = _range(FieldInfo.from_annotation(get_args(info.annotation)[0]))
+        limits += [f"each {each}"] if each else []
+    return " and ".join(limits)
 
 
 def _typed(value: Any) -> str:
     """The value as one would type it."""
     if isinstance(value, tuple):
         return ",".join(map(_typed, value))
-    if isinstance(value, bool) or value is None:
-        return "null" if value is None else str(value).lower()
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "null" if value is None else str(value)
+    return text.removesuffix(".0") if isinstance(value, float) else text

@@ -1,49 +1,93 @@
 """Configuration: conversion by field type, precedence, round trips, and every error message."""
 
 import json
-from dataclasses import dataclass, field, replace
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from pqvae.config import (
+    HARMLESS,
+    OneOf,
     changed_keys,
+    config_class,
     config_from_dict,
     config_to_dict,
     config_to_yaml,
+    describe_keys,
+    format_keys,
+    identity_changes,
     load_config,
     parse_config_arguments,
 )
 from pqvae.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class TrainerConfig:
-    steps: int = 100
-    learning_rate: float = 1e-3
-    betas: tuple[float, ...] = (0.9, 0.95)
-    warmup: int | None = None
+    steps: Annotated[int, HARMLESS] = Field(default=100, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1.5)], ...] = (0.9, 0.95)
+    warmup: int | None = Field(default=None, ge=0)
 
     def __post_init__(self) -> None:
         if self.warmup is not None and self.warmup > self.steps:
             raise ValueError(f"trainer.warmup={self.warmup} is over trainer.steps={self.steps}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@config_class
 class Config:
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=500))
+    trainer: TrainerConfig = Field(default_factory=lambda: TrainerConfig(steps=500))
     name: str = "run"
     note: str | None = None
-    widths: tuple[int, ...] = (32, 64)
+    widths: tuple[int, ...] = Field(default=(32, 64), max_length=5)
     classes: tuple[str, ...] = ()
     precision: Literal["auto", "bf16", "float32"] = "auto"
     flip: bool = True
 
 
-@dataclass(frozen=True)
+@config_class
 class Needy:
     size: int
+
+
+@config_class
+class QuantizerConfig:
+    num_codes: int = Field(default=32, ge=1, description="codes of one image")
+    dim: int = 4
+
+
+@config_class
+class NearestConfig(QuantizerConfig):
+    kind: Literal["nearest"] = "nearest"
+    decay: float = Field(default=0.9, gt=0, lt=1)
+
+
+@config_class
+class GumbelConfig(QuantizerConfig):
+    kind: Literal["gumbel"] = "gumbel"
+    dim: int = 8
+    temperature: Annotated[float, HARMLESS] = Field(default=1.0, gt=0)
+
+
+QUANTIZERS: dict[str, type] = {"nearest": NearestConfig, "gumbel": GumbelConfig}
+
+
+@config_class
+class ModelConfig:
+    out: Annotated[str, HARMLESS] = "run"
+    quantizer: Annotated[QuantizerConfig, OneOf(QUANTIZERS)] = Field(
+        default_factory=lambda: NearestConfig(decay=0.5), description="how latents become codes"
+    )
+
+
+@config_class
+class OpenConfig:
+    quantizer: Annotated[QuantizerConfig, OneOf(QUANTIZERS)]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -143,6 +187,31 @@ def test_a_value_that_does_not_fit_is_named_with_what_would_be_right(
     assert str(caught.value) == f"command line: {key!r} must be {expected}, not {text!r}"
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("trainer.steps", "0", "at least 1, not 0"),
+        ("trainer.learning_rate", "0", "above 0, not 0.0"),
+        ("trainer.warmup", "-1", "at least 0, not -1"),
+        ("trainer.betas", "0.5,2", "each at least 0 and below 1.5, not 2.0"),
+        ("widths", "1,2,3,4,5,6", "at most 5 long, not (1, 2, 3, 4, 5, 6)"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_the_range(key: str, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        set_to(key, text)
+    assert str(caught.value) == f"command line: {key!r} must be {message}"
+
+
+def test_a_config_made_in_python_is_checked_too() -> None:
+    for values in ({"steps": 0}, {"steps": True}, {"learning_rate": float("inf")}, {"step": 1}):
+        wrong: Any = values
+        with pytest.raises(ValueError, match=next(iter(values))):
+            TrainerConfig(**wrong)
+    with pytest.raises(ValueError, match=r"steps"):
+        replace(TrainerConfig(), steps=-1)
+
+
 def test_typed_values_are_not_bent_to_another_type() -> None:
     for values in (
         {"trainer": {"steps": True}},
@@ -221,7 +290,7 @@ def test_values_that_contradict_each_other_are_refused_with_their_source(tmp_pat
 def test_a_missing_required_key_is_named() -> None:
     with pytest.raises(UserError, match=r"^saved: key 'size' is missing; it must be a whole numb"):
         config_from_dict(Needy, {}, "saved")
-    assert config_from_dict(Needy, {"size": 3}, "saved") == Needy(3)
+    assert config_from_dict(Needy, {"size": 3}, "saved") == Needy(size=3)
 
 
 def test_any_config_survives_yaml_dict_and_json(tmp_path: Path) -> None:
@@ -245,7 +314,132 @@ def test_changed_keys_names_exactly_what_differs() -> None:
     changed = replace(Config(), flip=False, trainer=TrainerConfig(steps=500, warmup=1))
     assert changed_keys(Config(), changed) == ["trainer.warmup", "flip"]
     assert changed_keys(Config(), Config()) == []
-    assert changed_keys(Needy(3), TrainerConfig(steps=3))[0] == "size"
+    assert changed_keys(Needy(size=3), TrainerConfig(steps=3))[0] == "size"
+
+
+def test_identity_changes_leave_out_what_is_harmless() -> None:
+    longer = replace(Config(), flip=False, trainer=TrainerConfig(steps=900))
+    assert changed_keys(Config(), longer) == ["trainer.steps", "flip"]
+    assert identity_changes(Config(), longer) == ["flip"]
+    gumbel = ModelConfig(quantizer=GumbelConfig())
+    warmer = ModelConfig(out="b", quantizer=GumbelConfig(temperature=2.0))
+    assert identity_changes(gumbel, warmer) == []
+    assert "quantizer.kind" in identity_changes(ModelConfig(), gumbel)
+
+
+def test_a_kind_brings_its_own_keys_and_defaults(tmp_path: Path) -> None:
+    nearest = load_config(ModelConfig, None, ["quantizer.num_codes=3"]).quantizer
+    assert nearest == NearestConfig(num_codes=3, decay=0.5)  # the owner's default goes on
+    path = write(tmp_path, "quantizer: {kind: gumbel, temperature: 3}")
+    gumbel = load_config(ModelConfig, path, ["quantizer.num_codes=5"]).quantizer
+    assert gumbel == GumbelConfig(num_codes=5, temperature=3.0)
+    path = write(tmp_path, "quantizer: {kind: gumbel, num_codes: 2}")
+    back = load_config(ModelConfig, path, ["quantizer.kind=nearest"]).quantizer
+    assert back == NearestConfig(num_codes=2, decay=0.5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["kind=soft"], "'quantizer.kind' must be one of nearest, gumbel, not 'soft'"),
+        (["temperature=1"], "unknown key 'quantizer.temperature': only quantizer.kind=gumbel has"),
+        (
+            ["kind=gumbel", "decay=0.5"],
+            "unknown key 'quantizer.decay': only quantizer.kind=nearest",
+        ),
+        (["temprature=1"], "unknown key 'quantizer.temprature' (did you mean 'quantizer.temperat"),
+        (["kind=gumbel", "temperature=0"], "'quantizer.temperature' must be above 0, not 0.0"),
+    ],
+)
+def test_faults_of_a_kind_name_the_kinds(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(ModelConfig, None, [f"quantizer.{override}" for override in overrides])
+    assert str(caught.value).startswith(f"command line: {message}")
+
+
+def test_a_kind_without_a_default_must_be_given() -> None:
+    message = r"^saved: key 'quantizer.kind' is missing; it must be one of nearest, gumbel$"
+    with pytest.raises(UserError, match=message):
+        config_from_dict(OpenConfig, {}, "saved")
+    config = config_from_dict(OpenConfig, {"quantizer": {"kind": "gumbel"}}, "saved")
+    assert config.quantizer == GumbelConfig()
+
+
+def test_a_kind_survives_yaml_and_json_and_may_be_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @config_class
+    class AddedConfig(QuantizerConfig):
+        kind: Literal["added"] = "added"
+        depth: int = 1
+
+    monkeypatch.setitem(QUANTIZERS, "added", AddedConfig)
+    for quantizer in (GumbelConfig(temperature=0.1), AddedConfig(depth=3), NearestConfig()):
+        config = ModelConfig(quantizer=quantizer)
+        assert load_config(ModelConfig, write(tmp_path, config_to_yaml(config)), []) == config
+        plain = json.loads(json.dumps(config_to_dict(config)))
+        assert config_from_dict(ModelConfig, plain, "json") == config
+
+
+def test_every_key_is_described_as_one_would_type_it() -> None:
+    keys = {key.key: key for key in describe_keys(Config)}
+    assert list(keys)[:5] == [
+        *("trainer.steps", "trainer.learning_rate", "trainer.betas", "trainer.warmup", "name")
+    ]
+    steps = keys["trainer.steps"]
+    assert steps == ("trainer.steps", "500", "optimizer steps", "a whole number", "at least 1", "")
+    assert (keys["trainer.betas"].default, keys["widths"].default) == ("0.9,0.95", "32,64")
+    assert keys["trainer.betas"].range == "each at least 0 and below 1.5"
+    assert (keys["note"].default, keys["note"].type) == ("null", "text or null")
+    typed = [f"{key.key}={key.default}" for key in keys.values()]
+    assert load_config(Config, None, typed) == Config()
+    assert describe_keys(Needy)[0].default is None
+
+
+def test_keys_of_every_kind_are_described_and_common_ones_once() -> None:
+    keys = [(key.key, key.default, key.kind) for key in describe_keys(ModelConfig)]
+    assert keys == [
+        ("out", "run", ""),
+        ("quantizer.kind", "nearest", ""),
+        ("quantizer.num_codes", "32", ""),
+        ("quantizer.dim", "4", "nearest"),
+        ("quantizer.decay", "0.5", "nearest"),
+        ("quantizer.dim", "8", "gumbel"),
+        ("quantizer.temperature", "1", "gumbel"),
+    ]
+
+
+def test_keys_are_listed_by_section_within_100_columns() -> None:
+    assert (
+        format_keys(describe_keys(ModelConfig))
+        == """\
+top level:
+  out=run                               (text)
+
+quantizer:
+  quantizer.kind=nearest                how latents become codes (one of nearest, gumbel)
+  quantizer.num_codes=32                codes of one image (a whole number, at least 1)
+
+quantizer, kind=nearest:
+  quantizer.dim=4                       (a whole number)
+  quantizer.decay=0.5                   (a finite number, above 0 and below 1)
+
+quantizer, kind=gumbel:
+  quantizer.dim=8                       (a whole number)
+  quantizer.temperature=1               (a finite number, above 0)
+"""
+    )
+    long = describe_keys(Config)[0]._replace(default="a" * 30, description="word " * 40)
+    lines = format_keys([long]).splitlines()
+    assert lines[1] == f"  trainer.steps={long.default}"  # its meaning starts on the next line
+    assert max(map(len, lines)) <= 100
+    assert "".join(lines[2:]).count("word") == 40
+    assert format_keys(describe_keys(Needy)).splitlines()[1].startswith("  size (required) ")
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, pqvae.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_arguments_are_a_yaml_file_and_overrides_in_any_order() -> None:
