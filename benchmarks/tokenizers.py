@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from stage1_tokenizer.quantizers.codebooks import CodebookLearner
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
@@ -52,7 +53,6 @@ from pqvae.training.optim import adamw, learning_rate
 from stage1_tokenizer.config import Config, QuantizerConfig, TokenizerConfig
 from stage1_tokenizer.objective import GumbelObjective, TokenizerObjective, draw_prefix_lengths
 from stage1_tokenizer.prefixes import evenly_spaced, residual_shares
-from stage1_tokenizer.quantizers.codebooks import CodebookLearner
 from stage1_tokenizer.quantizers.gumbel import GumbelLearner
 from stage1_tokenizer.quantizers.residual import code_entropy_bits
 from stage1_tokenizer.task import PATCH_IMAGES, START_IMAGES

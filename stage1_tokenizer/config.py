@@ -12,16 +12,16 @@ from pqvae.training.config import TrainerConfig
 @config_class
 class ArchitectureConfig:
     widths: tuple[int, ...] = Field(
-        (32, 64), min_length=1, description="channels after each halving of the resolution"
+        default=(32, 64), min_length=1, description="channels after each halving of the resolution"
     )
     encoder_blocks: tuple[int, ...] = Field(
-        (0, 3), description="residual blocks at each of these resolutions"
+        default=(0, 3), description="residual blocks at each of these resolutions"
     )
-    decoder_blocks: tuple[int, ...] = Field((0, 3), description="the same of the decoder")
+    decoder_blocks: tuple[int, ...] = Field(default=(0, 3), description="the same of the decoder")
     attention: bool = Field(
-        False, description="attention after each residual block of the lowest resolution"
+        default=False, description="attention after each residual block of the lowest resolution"
     )
-    latent_channels: int = Field(16, ge=1, description="of the latent map")
+    latent_channels: int = Field(default=16, ge=1, description="of the latent map")
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks):
@@ -60,9 +60,11 @@ class ArchitectureConfig:
 class QuantizerConfig:
     """What every kind has."""
 
-    kind: str = Field(description="of quantizer")
+    kind: str
     revive_every: int = Field(
-        100, ge=1, description="steps over which uses are counted, then unused entries revived"
+        default=100,
+        ge=1,
+        description="steps over which uses are counted, then unused entries revived",
     )
 
 
@@ -70,27 +72,37 @@ class QuantizerConfig:
 class ResidualConfig(QuantizerConfig):
     """The progressive quantizer."""
 
-    kind: Literal["residual"] = Field("residual", description="nearest entries, subtracted")
-    num_codes: int = Field(32, ge=1, description="N: codes of one image")
+    kind: Literal["residual"] = Field(default="residual", description="nearest entries, subtracted")
+    num_codes: int = Field(default=32, ge=1, description="N: codes of one image")
     codebook_sizes: tuple[int, ...] = Field(
-        (256,),
+        default=(256,),
         description="K_i: one for all, one for the learned and one for the shared, or one for each",
     )
     learned_codes: int = Field(
-        8, ge=1, description="L: positions with entries of their own; later ones share a codebook"
+        default=8,
+        ge=1,
+        description="L: positions with entries of their own; later ones share a codebook",
     )
     rank: int = Field(
-        256, ge=1, description="r: principal directions of the residual that these describe"
+        default=256, ge=1, description="r: principal directions of the residual that these describe"
     )
-    subspace: int = Field(16, ge=1, description="n: how many of them each late position describes")
+    subspace: int = Field(
+        default=16, ge=1, description="n: how many of them each late position describes"
+    )
     decay_start: float = Field(
-        0.97, gt=0, lt=1, description="of the moving averages, at the start of training"
+        default=0.97, gt=0, lt=1, description="of the moving averages, at the start of training"
     )
     decay_end: float = Field(
-        0.9997, gt=0, lt=1, description="the same at its end; 1 - decay falls geometrically between"
+        default=0.9997,
+        gt=0,
+        lt=1,
+        description="the same at its end; 1 - decay falls geometrically between",
     )
     revive_below: float = Field(
-        0.1, ge=0, le=1, description="entries used less than this share of the mean start anew"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="entries used less than this share of the mean start anew",
     )
 
     def __post_init__(self) -> None:
@@ -124,11 +136,15 @@ class ResidualConfig(QuantizerConfig):
 class GumbelConfig(QuantizerConfig):
     """PQ-VAE as first proposed: every position's entries are learned by gradient."""
 
-    kind: Literal["gumbel"] = Field("gumbel", description="random codes, entries by gradient")
-    num_codes: int = Field(32, ge=1, description="N: codes of one image")
-    codebook_sizes: tuple[int, ...] = Field((256,), description="K_i: one for all, or one for each")
+    kind: Literal["gumbel"] = Field(
+        default="gumbel", description="random codes, entries by gradient"
+    )
+    num_codes: int = Field(default=32, ge=1, description="N: codes of one image")
+    codebook_sizes: tuple[int, ...] = Field(
+        default=(256,), description="K_i: one for all, or one for each"
+    )
     entropy_weight: float = Field(
-        0.05, ge=0, description="of H(Z|X) - H(Z) of a code, in nats, in the loss"
+        default=0.05, ge=0, description="of H(Z|X) - H(Z) of a code, in nats, in the loss"
     )
 
     def __post_init__(self) -> None:
@@ -149,14 +165,18 @@ class GumbelConfig(QuantizerConfig):
 class SpatialConfig(QuantizerConfig):
     """VQ or residual VQ of every place of the latent map."""
 
-    kind: Literal["spatial"] = Field("spatial", description="a code for each place, to compare")
-    codebook_size: int = Field(512, ge=2, description="K: entries of each level's codebook")
-    levels: int = Field(
-        1, ge=1, description="codes of a place, each of what is left by those before"
+    kind: Literal["spatial"] = Field(
+        default="spatial", description="a code for each place, to compare"
     )
-    fold: int = Field(1, ge=1, description="side of the squares of the map that are one place")
+    codebook_size: int = Field(default=512, ge=2, description="K: entries of each level's codebook")
+    levels: int = Field(
+        default=1, ge=1, description="codes of a place, each of what is left by those before"
+    )
+    fold: int = Field(
+        default=1, ge=1, description="side of the squares of the map that are one place"
+    )
     least_uses: float = Field(
-        0.8, ge=0, description="entries used less often in a batch, on average, start anew"
+        default=0.8, ge=0, description="entries used less often in a batch, on average, start anew"
     )
 
 
@@ -164,9 +184,13 @@ class SpatialConfig(QuantizerConfig):
 class FSQConfig(QuantizerConfig):
     """Finite scalar quantization of every place of the latent map."""
 
-    kind: Literal["fsq"] = Field("fsq", description="rounded numbers at each place, to compare")
+    kind: Literal["fsq"] = Field(
+        default="fsq", description="rounded numbers at each place, to compare"
+    )
     levels: tuple[int, ...] = Field(
-        (8, 8, 8), min_length=1, description="values that each number of a place is rounded to"
+        default=(8, 8, 8),
+        min_length=1,
+        description="values that each number of a place is rounded to",
     )
 
     def __post_init__(self) -> None:
@@ -187,14 +211,16 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
 class DecoderConfig:
     """What every kind has."""
 
-    kind: str = Field(description="of decoder")
+    kind: str
 
 
 @config_class
 class DirectConfig(DecoderConfig):
     """The encoder's mirror image, of the sizes that the architecture says."""
 
-    kind: Literal["direct"] = Field("direct", description="one pass, the mean of all that fits")
+    kind: Literal["direct"] = Field(
+        default="direct", description="one pass, the mean of all that fits"
+    )
 
 
 DECODERS: dict[str, type[DecoderConfig]] = {"direct": DirectConfig}
@@ -210,20 +236,22 @@ class TokenizerConfig:
 @config_class
 class ObjectiveConfig:
     full_share: float = Field(
-        0.8,
+        default=0.8,
         ge=0,
         le=1,
         description="of the images are decoded from all codes, others from a prefix",
     )
     commitment: float = Field(
-        0.25, ge=0, description="weight of |f - f_N|^2: keeps the encoder near its codes"
+        default=0.25, ge=0, description="weight of |f - f_N|^2: keeps the encoder near its codes"
     )
 
 
 @config_class
 class Config:
-    out: Annotated[str, HARMLESS] = Field("runs/tokenizer", description="the run folder")
-    device: Annotated[str, HARMLESS] = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    out: Annotated[str, HARMLESS] = Field(default="runs/tokenizer", description="the run folder")
+    device: Annotated[str, HARMLESS] = Field(
+        default="auto", description="auto, cpu, cuda, cuda:1 or mps"
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     architecture: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     quantizer: Annotated[QuantizerConfig, OneOf(QUANTIZERS)] = Field(default_factory=ResidualConfig)

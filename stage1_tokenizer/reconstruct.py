@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{path}: {image.width}x{image.height} pixels, cut and resized to {size}x{size}"
                 )
     images = torch.stack(originals)
-    lengths = prefix_grid(tokenizer.num_codes)
+    lengths = prefix_grid(tokenizer.quantizer.cuts)
     rows = save_prefix_grid(args.out, tokenizer, images, lengths, args.beam, args.refine)
     values = torch.stack([psnr(row, images) for row in rows], dim=1)
     for path, row in zip(args.images, values, strict=True):

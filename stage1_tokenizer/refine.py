@@ -4,6 +4,8 @@ The encoder answers for all images at once; here each image has a few steps for 
 al., "Content adaptive optimization for neural image compression", 2019).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ STEP = 0.06  # times the gradient of an image's squared error: far from overshoo
 
 
 def refine(
-    quantizer: Quantizer,
+    quantizer: Quantizer[Any],
     decoder: Decoder,
     images: Tensor,
     latents: Tensor,

@@ -14,7 +14,7 @@ from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.files import write_json
-from pqvae.randomness import generator_for
+from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.training.loop import train
 from pqvae.training.run_folder import open_run
@@ -37,8 +37,6 @@ START_IMAGES = 8192  # augmented images that the codebooks start from
 IMAGES_PER_ENTRY = 64  # augmented training images for entropy and dead entries
 RESIDUAL_IMAGES = 4096  # of a split at most, for what prefixes leave of the latents
 EVALUATED_IMAGES = 2048  # held-out images at most while training; all of them at the end
-
-STARTS, PREFIX_LENGTHS, REVIVAL, NOISE = 2, 3, 4, 5
 
 CURVES = {
     "loss": ["loss", "mse"],
@@ -100,10 +98,10 @@ class TokenizerTask:
         batches = (self.images(step).to(device) for step in range(count))
         with torch.inference_mode():
             encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
-        self.quantizer.start(encoded.clone(), self.generator(0, STARTS))
+        self.quantizer.start(encoded.clone(), self.generator(Stream.START, 0))
 
-    def generator(self, step: int, stream: int) -> torch.Generator:
-        return generator_for(self.config.trainer.seed, step, stream)
+    def generator(self, stream: Stream, step: int) -> torch.Generator:
+        return stream_generator(self.config.trainer.seed, stream, step)
 
     def progress(self, step: int) -> float:
         return step / self.config.trainer.steps
@@ -115,17 +113,19 @@ class TokenizerTask:
             self.config.trainer.batch_size,
             self.quantizer.cuts,
             objective.full_share,
-            self.generator(step, PREFIX_LENGTHS),
+            self.generator(Stream.PREFIX_LENGTHS, step),
         )
         description = self.quantizer.describe(
-            self.tokenizer.latents(images), self.progress(step), self.generator(step, NOISE)
+            self.tokenizer.latents(images),
+            self.progress(step),
+            self.generator(Stream.GUMBEL_NOISE, step),
         )
         self._described.append(description)
         lengths = lengths[part].to(images.device)
         return prefix_loss(self.tokenizer, objective, description, images, lengths)
 
     def after_step(self, step: int, finite: Tensor) -> None:
-        generator = self.generator(step, REVIVAL)
+        generator = self.generator(Stream.REVIVAL, step)
         self.quantizer.learn(self.whole_batch(), step, self.progress(step), finite, generator)
 
     def whole_batch(self) -> Description:

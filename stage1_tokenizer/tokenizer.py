@@ -45,7 +45,7 @@ class Tokenizer(nn.Module):
         self.latent_shape = config.architecture.latent_shape(config.image_size)
         self.encoder = Encoder(config.architecture)
         kind = quantizers.KINDS[type(config.quantizer)]
-        self.quantizer: Quantizer = kind(config.quantizer, self.latent_shape)
+        self.quantizer: Quantizer[Any] = kind(config.quantizer, self.latent_shape)
         self.decoders = nn.ModuleDict()
         self.content_hash = ""
         self.provenance: Mapping[str, Any] = {}
@@ -55,8 +55,8 @@ class Tokenizer(nn.Module):
         """Give the tokenizer another decoder of its codes, untrained; returns it."""
         kind = decoders.KINDS[type(config)]
         decoder = kind(config, self.config.architecture, self.latent_shape, self.num_codes)
-        self.decoders[name] = decoder
-        self.to(self.device, memory_format=torch.channels_last)  # several times faster on CPUs
+        self.decoders[name] = decoder.to(self.device)
+        self.to(memory_format=torch.channels_last)  # several times faster on CPUs
         return decoder
 
     def decoder(self, name: str = FAITHFUL) -> Decoder:

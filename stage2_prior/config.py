@@ -10,17 +10,23 @@ from pqvae.training.config import TrainerConfig
 
 @config_class
 class PriorConfig:
-    width: int = Field(192, ge=32, description="of the transformer")
-    depth: int = Field(4, ge=1, description="transformer layers")
-    heads: int = Field(3, ge=1, description="of attention; each at least 32 wide")
+    width: int = Field(default=192, ge=32, description="of the transformer")
+    depth: int = Field(default=4, ge=1, description="transformer layers")
+    heads: int = Field(default=3, ge=1, description="of attention; each at least 32 wide")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="of inputs and feed-forwards; for long runs on few images"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of inputs and feed-forwards; for long runs on few images",
     )
     label_dropout: float = Field(
-        0.1, ge=0, le=1, description="share of images trained without their class, for guidance"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of images trained without their class, for guidance",
     )
     code_features: int = Field(
-        128, ge=1, description="dimensions of the latent that the prior sees of each code"
+        default=128, ge=1, description="dimensions of the latent that the prior sees of each code"
     )
 
     def __post_init__(self) -> None:
@@ -32,14 +38,19 @@ class PriorConfig:
 
 @config_class
 class Config:
-    out: Annotated[str, HARMLESS] = Field("runs/prior", description="the run folder")
+    out: Annotated[str, HARMLESS] = Field(default="runs/prior", description="the run folder")
     tokenizer: str = Field(
-        "runs/tokenizer", description="a run folder of stage 1; its data are this run's data"
+        default="runs/tokenizer",
+        description="a run folder of stage 1; its data are this run's data",
     )
-    device: Annotated[str, HARMLESS] = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
-    class_conditional: bool = Field(True, description="where the data have classes")
+    device: Annotated[str, HARMLESS] = Field(
+        default="auto", description="auto, cpu, cuda, cuda:1 or mps"
+    )
+    class_conditional: bool = Field(default=True, description="where the data have classes")
     views: int = Field(
-        8, ge=1, description="encodings of each training image: itself, and others augmented"
+        default=8,
+        ge=1,
+        description="encodings of each training image: itself, and others augmented",
     )
     prior: PriorConfig = Field(default_factory=PriorConfig)
     trainer: TrainerConfig = Field(

@@ -11,18 +11,24 @@ NAMED = ("emoji", "cifar10")  # sources that are no path
 
 @config_class
 class DataConfig:
-    path: str = Field("emoji", min_length=1, description="emoji, cifar10, a folder or a glob of shards")
-    image_size: int = Field(
-        32, ge=8, description="pixels; images of other sizes are centre-cropped and resized"
+    path: str = Field(
+        default="emoji", min_length=1, description="emoji, cifar10, a folder or a glob of shards"
     )
-    shift: int = Field(2, ge=0, description="augmentation: random shifts by up to so many pixels")
-    shift_share: float = Field(0.25, ge=0, le=1, description="of the images that are shifted")
-    flip: bool = Field(True, description="augmentation: random horizontal flip")
+    image_size: int = Field(
+        default=32, ge=8, description="pixels; images of other sizes are centre-cropped and resized"
+    )
+    shift: int = Field(
+        default=2, ge=0, description="augmentation: random shifts by up to so many pixels"
+    )
+    shift_share: float = Field(
+        default=0.25, ge=0, le=1, description="of the images that are shifted"
+    )
+    flip: bool = Field(default=True, description="augmentation: random horizontal flip")
     no_flip_classes: tuple[str, ...] = Field(
-        (), description="classes that a flip would falsify, besides those the source names"
+        default=(), description="classes that a flip would falsify, besides those the source names"
     )
     workers: Annotated[int, HARMLESS] = Field(
-        2, ge=0, le=64, description="threads that prepare batches ahead; 0: none"
+        default=2, ge=0, le=64, description="threads that prepare batches ahead; 0: none"
     )
 
     def __post_init__(self) -> None:

@@ -14,27 +14,35 @@ class TrainerConfig:
     learning_rate: float = Field(
         gt=0, description="the peak; warm-up before it, a cosine to zero after it"
     )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps")
-    weight_decay: float = Field(1e-4, ge=0, description="of matrices and convolutions (AdamW)")
-    beta2: float = Field(0.99, ge=0, lt=1, description="of AdamW; its beta1 is 0.9")
-    clip_norm: float = Field(1.0, gt=0, description="gradients above this are scaled down to it")
-    log_every: Annotated[int, HARMLESS] = Field(50, ge=1, description="steps")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="of matrices and convolutions (AdamW)"
+    )
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="of AdamW; its beta1 is 0.9")
+    clip_norm: float = Field(
+        default=1.0, gt=0, description="gradients above this are scaled down to it"
+    )
+    log_every: Annotated[int, HARMLESS] = Field(default=50, ge=1, description="steps")
     evaluate_every: Annotated[int, HARMLESS] = Field(
-        250, ge=1, description="steps; also saves what the run needs to resume"
+        default=250, ge=1, description="steps; also saves what the run needs to resume"
     )
     patience: int = Field(
-        0, ge=0, description="stop after so many evaluations without a better score; 0: never"
+        default=0,
+        ge=0,
+        description="stop after so many evaluations without a better score; 0: never",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of all that is drawn at random")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is drawn at random")
     accumulate: Annotated[int, HARMLESS] = Field(
-        1, ge=1, description="micro-batches that a process takes its share in; saves memory"
+        default=1, ge=1, description="micro-batches that a process takes its share in; saves memory"
     )
     skip_nonfinite: Annotated[int, HARMLESS] = Field(
-        0, ge=0, description="steps in a row that may be skipped for a loss that is not finite"
+        default=0,
+        ge=0,
+        description="steps in a row that may be skipped for a loss that is not finite",
     )
     compile: Annotated[bool, HARMLESS] = Field(
-        False, description="torch.compile the networks; meant for GPUs"
+        default=False, description="torch.compile the networks; meant for GPUs"
     )
     sinks: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], HARMLESS] = Field(
-        (), description="besides stats.jsonl"
+        default=(), description="besides stats.jsonl"
     )

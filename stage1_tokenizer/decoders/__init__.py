@@ -1,6 +1,13 @@
 """Kinds of decoders, by the class of their config: one file and one line each."""
 
-from stage1_tokenizer.config import DirectConfig
+from collections.abc import Callable
+from typing import Any
+
+from stage1_tokenizer.config import ArchitectureConfig, DecoderConfig, DirectConfig
+from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.decoders.direct import DirectDecoder
 
-KINDS = {DirectConfig: DirectDecoder}
+# Of a config, the architecture, a latent's shape and the number of codes.
+Build = Callable[[Any, ArchitectureConfig, tuple[int, int, int], int], Decoder]
+
+KINDS: dict[type[DecoderConfig], Build] = {DirectConfig: DirectDecoder}

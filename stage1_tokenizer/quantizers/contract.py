@@ -10,11 +10,14 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import QuantizerConfig
+
+C = TypeVar("C", bound=QuantizerConfig)
 
 SCALE_SHARE = 0.05  # of the newest batch in the running standard deviation of the latents
 
@@ -65,7 +68,7 @@ class CutsDescription(Description):
         return (self.latents - sums).square().sum(2)
 
 
-class Quantizer(nn.Module, ABC):
+class Quantizer(nn.Module, ABC, Generic[C]):
     """Latents (B, D) <-> codes (B, N); float32 throughout.
 
     Attributes:
@@ -77,6 +80,7 @@ class Quantizer(nn.Module, ABC):
         scale: float32 (): the running standard deviation of the encoder's output.
     """
 
+    config: C
     sizes: tuple[int, ...]
     books: tuple[int, ...]
     cuts: Sequence[int]
@@ -85,7 +89,7 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(
         self,
-        config: QuantizerConfig,
+        config: C,
         sizes: tuple[int, ...],
         books: tuple[int, ...],
         cuts: Sequence[int],
@@ -223,7 +227,7 @@ class Quantizer(nn.Module, ABC):
         self._follow_scale(description.latents, finite)
 
     def _revive(self, description: Description, generator: torch.Generator) -> None:
-        """Replace entries hardly used in the last ``config.revive_every`` steps; by default none."""
+        """Replace entries hardly used since the last time; by default none."""
 
     def _count(self, codes: Tensor, finite: Tensor) -> None:
         positions = torch.arange(self.num_codes, device=codes.device).unsqueeze(1)

@@ -27,10 +27,9 @@ class FSQDescription(CutsDescription):
         return self.sums[0]
 
 
-class FSQQuantizer(Quantizer):
+class FSQQuantizer(Quantizer[FSQConfig]):
     """Codes (B, places), of which only all together decode."""
 
-    config: FSQConfig
     whole_batches = True
 
     def __init__(self, config: FSQConfig, latent_shape: tuple[int, int, int]) -> None:

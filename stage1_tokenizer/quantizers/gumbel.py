@@ -113,10 +113,9 @@ def nearness(residual: Tensor, entries: Tensor) -> Tensor:
     return residual @ entries.T - entries.square().sum(1) / 2
 
 
-class GumbelQuantizer(Progressive):
+class GumbelQuantizer(Progressive[GumbelConfig]):
     """Every position has entries of its own, which are trained."""
 
-    config: GumbelConfig
     whole_batches = True  # H(Z) is that of the whole batch
 
     def __init__(self, config: GumbelConfig, latent_shape: tuple[int, int, int]) -> None:

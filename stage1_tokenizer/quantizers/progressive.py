@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from stage1_tokenizer.config import QuantizerConfig
 from stage1_tokenizer.quantizers.codebook import Codebook
-from stage1_tokenizer.quantizers.contract import Description, Quantizer
+from stage1_tokenizer.quantizers.contract import C, Description, Quantizer
 
 
 class ProgressiveDescription(Description):
@@ -67,10 +66,10 @@ class ProgressiveDescription(Description):
         return energies
 
 
-class Progressive(Quantizer):
+class Progressive(Quantizer[C]):
     """A quantizer whose codes are the nearest entries of codebooks, one after the other."""
 
-    def __init__(self, config: QuantizerConfig, codebooks: Sequence[Codebook]) -> None:
+    def __init__(self, config: C, codebooks: Sequence[Codebook]) -> None:
         sizes, books = [], []
         for codebook in codebooks:
             books += [book + len(set(books)) for book in codebook.books]

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.config import ResidualConfig
-from stage1_tokenizer.quantizers.codebook import Seen
+from stage1_tokenizer.quantizers.codebook import Codebook, Seen
 from stage1_tokenizer.quantizers.contract import Description
 from stage1_tokenizer.quantizers.learned import LearnedCodebooks
 from stage1_tokenizer.quantizers.progressive import Progressive, ProgressiveDescription
 from stage1_tokenizer.quantizers.shared import SharedCodebook
 
 
-class ResidualQuantizer(Progressive):
+class ResidualQuantizer(Progressive[ResidualConfig]):
     """Latents (B, D) <-> codes (B, N), by nearest entry and subtraction."""
-
-    config: ResidualConfig
 
     def __init__(self, config: ResidualConfig, latent_shape: tuple[int, int, int]) -> None:
         D, L, sizes = math.prod(latent_shape), config.num_learned, config.sizes
@@ -86,14 +84,17 @@ class ResidualQuantizer(Progressive):
 
     def training_state(self) -> dict[str, Tensor]:
         state = super().training_state()
-        for name, codebook in self.named_children():
+        for name, codebook in self._named_codebooks():
             state |= {f"{name}.{key}": value for key, value in codebook.training_state().items()}
         return state
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
-        for name, codebook in self.named_children():
+        for name, codebook in self._named_codebooks():
             prefix = f"{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if own:
                 codebook.load_training_state(own)
+
+    def _named_codebooks(self) -> list[tuple[str, Codebook]]:
+        return [(name, part) for name, part in self.named_children() if isinstance(part, Codebook)]

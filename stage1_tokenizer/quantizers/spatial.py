@@ -23,10 +23,9 @@ DECAY = 0.99  # of the library's moving averages
 CLUSTERED = 256  # latents that the library's k-means, which is slow, starts from
 
 
-class SpatialQuantizer(Quantizer):
+class SpatialQuantizer(Quantizer[SpatialConfig]):
     """Codes (B, levels * places): all places of the first level, then those of the next."""
 
-    config: SpatialConfig
     whole_batches = True  # the library's averages are of what it sees at once
 
     def __init__(self, config: SpatialConfig, latent_shape: tuple[int, int, int]) -> None:
