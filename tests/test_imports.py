@@ -1,4 +1,4 @@
-"""Structure: imports go one way, every config file loads, every package ships."""
+"""Structure: imports go one way and in no circle, every config file loads, every package ships."""
 
 import ast
 import tomllib
@@ -7,40 +7,157 @@ from pathlib import Path
 
 import pytest
 
-from pqvae.config import config_to_yaml, load_config
+from pqvae.config import load_config
 from stage1_tokenizer.config import Config as TokenizerRunConfig
 from stage2_prior.config import Config as PriorRunConfig
 
 ROOT = Path(__file__).parents[1]
 # Each may import those before it.
 PACKAGES = ("pqvae", "stage1_tokenizer", "stage2_prior", "sampling", "eval")
-# The prior's training draws samples as it goes.
-EXCEPTIONS = {("stage2_prior/task.py", "sampling.sampler")}
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+# Commands: they parse, and import the one module that does the work when they are called.
+FACES = (
+    "stage1_tokenizer.train",
+    "stage1_tokenizer.reconstruct",
+    "stage2_prior.train",
+    "sampling.generate",
+    "eval.fid",
+    "eval.reconstruction",
+    "eval.rate_distortion",
+    "eval.probe",
+    "eval.memorization",
+)
+PUBLIC = ("stage1_tokenizer", "stage2_prior")  # import their class when it is asked for
+# Rooms of kinds: what a kind may import besides the ground and torch.
+KINDS = {
+    "stage1_tokenizer.quantizers": {
+        "stage1_tokenizer.config",
+        "stage1_tokenizer.quantizers.contract",
+        "stage1_tokenizer.quantizers.codebook",
+        "stage1_tokenizer.quantizers.progressive",
+        "stage1_tokenizer.quantizers.learned",
+        "stage1_tokenizer.quantizers.shared",
+    },
+    "stage1_tokenizer.decoders": {
+        "stage1_tokenizer.config",
+        "stage1_tokenizer.blocks",
+        "stage1_tokenizer.decoders.contract",
+    },
+    "pqvae.data.sources": {"pqvae.data.sample", "pqvae.data.splits", "pqvae.data.shard_index"},
+}
+
+Import = tuple[str, ast.AST]  # a module of ours, and the statement
 
 
-def imports(path: Path) -> Iterator[str]:
-    """The modules that a file imports, anywhere in it."""
+def modules() -> dict[str, Path]:
+    """Every module of ours, by its dotted name; a package by its own."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """The modules of ours that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            yield node.module or ""
+            module = node.module or ""
+            # `from a import b` imports the module a.b where there is one.
+            below = [f"{module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else module for name in below]
+        for name in dict.fromkeys(names):
+            assert name.split(".")[0] not in ("tests", "benchmarks"), f"{path} imports {name}"
+            if name in MODULES:
+                yield name, node
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_go_one_way(package: str) -> None:
-    allowed = PACKAGES[: PACKAGES.index(package) + 1]
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert len(files) > 1
-    for path in files:
-        name = path.relative_to(ROOT).as_posix()
-        for module in imports(path):
-            ours = module.split(".")[0] in PACKAGES
-            if ours and (name, module) not in EXCEPTIONS:
-                assert module.split(".")[0] in allowed, f"{name} imports {module}"
-            assert module.split(".")[0] != "tests"
+GRAPH = {name: {module for module, _ in imports(path)} for name, path in MODULES.items()}
+
+
+def test_imports_go_one_way() -> None:
+    for name, imported in GRAPH.items():
+        allowed = PACKAGES[: PACKAGES.index(name.split(".")[0]) + 1]
+        for module in imported:
+            assert module.split(".")[0] in allowed, f"{name} imports {module}"
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join((*way[way.index(name) :], name))}"
+        if name not in done:
+            for module in sorted(GRAPH[name] - {name}):
+                visit(module, (*way, name))
+            done.add(name)
+
+    for name in MODULES:
+        if name not in PUBLIC:  # their late import is of a module that imports the package's others
+            visit(name, ())
+
+
+def late_imports(path: Path) -> list[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    return [(name, node) for name, node in imports(path) if id(node) not in top]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_command_has_one_late_import_and_nobody_imports_it(face: str) -> None:
+    assert len(late_imports(MODULES[face])) <= 1
+    assert not [name for name, imported in GRAPH.items() if face in imported]
+
+
+def test_all_other_imports_stand_at_the_top() -> None:
+    for name, path in MODULES.items():
+        if name not in (*FACES, *PUBLIC):
+            assert not late_imports(path), f"{name} imports {late_imports(path)[0][0]} late"
+
+
+def test_only_the_public_packages_import_for_types_alone() -> None:
+    for name, path in MODULES.items():
+        if name not in PUBLIC:
+            ours = [line for line in path.read_text(encoding="utf-8").splitlines()]
+            block = [line for line in ours if line.startswith("if TYPE_CHECKING")]
+            if block:  # of other libraries only, which may be missing or slow
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                for node in tree.body:
+                    if isinstance(node, ast.If):
+                        for below in ast.walk(node):
+                            if isinstance(below, ast.ImportFrom):
+                                assert (below.module or "").split(".")[0] not in PACKAGES, name
+
+
+@pytest.mark.parametrize("room", KINDS)
+def test_a_kind_imports_its_contract_and_the_ground(room: str) -> None:
+    kinds = [name for name in MODULES if name.startswith(f"{room}.")]
+    assert len(kinds) > 1
+    for name in kinds:
+        for module in GRAPH[name]:
+            ground = module.startswith("pqvae.") and not module.startswith(room)
+            assert ground or module in KINDS[room], f"{name} imports {module}"
+
+
+def test_one_file_for_each_trade() -> None:
+    def users(text: str) -> set[str]:
+        return {name for name, path in MODULES.items() if text in path.read_text(encoding="utf-8")}
+
+    assert users('"WORLD_SIZE"') == {"pqvae.distributed"}
+    assert users("torch.Generator()") == {"pqvae.randomness"}
+    assert users("load_model(") <= {
+        "pqvae.pretrained",
+        "stage1_tokenizer.tokenizer",
+        "stage2_prior.prior",
+    }
 
 
 def test_every_package_ships_and_is_typed() -> None:
@@ -69,15 +186,3 @@ def test_every_config_file_loads(name: str) -> None:
 
 def test_a_file_with_configs_is_there() -> None:
     assert {"cifar10.yaml", "imagenet256.yaml"} <= set(CONFIGS)
-
-
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [("emoji.yaml", TokenizerRunConfig()), ("emoji-prior.yaml", PriorRunConfig())],
-)
-def test_the_emoji_files_spell_out_the_defaults(
-    name: str, config: TokenizerRunConfig | PriorRunConfig
-) -> None:
-    text = (ROOT / "configs" / name).read_text(encoding="utf-8")
-    settings = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
-    assert settings == config_to_yaml(config)

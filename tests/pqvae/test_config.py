@@ -18,12 +18,11 @@ from pqvae.config import (
     config_from_dict,
     config_to_dict,
     config_to_yaml,
-    describe_keys,
-    format_keys,
     identity_changes,
     load_config,
     parse_config_arguments,
 )
+from pqvae.config_help import describe_keys, format_keys
 from pqvae.errors import UserError
 
 
