@@ -42,37 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
 
-    import torch
-    from PIL import Image
+    from stage1_tokenizer.strips import draw_strips
 
-    from pqvae.images import ImageError, decode_image, psnr
-    from pqvae.runtime import select_device
-    from stage1_tokenizer import Tokenizer
-    from stage1_tokenizer.prefixes import prefix_grid, save_prefix_grid
-
-    tokenizer = Tokenizer.from_pretrained(args.tokenizer).to(select_device(args.device))
-    size = tokenizer.config.image_size
-    originals = []
-    for path in args.images:
-        try:
-            originals.append(decode_image(path.read_bytes(), size))
-        except (FileNotFoundError, IsADirectoryError):
-            raise UserError(f"{path}: no such picture file") from None
-        except ImageError as error:
-            raise UserError(f"{path}: {error}; a picture file is needed") from None
-        with Image.open(path) as image:
-            if image.size != (size, size):
-                print(
-                    f"{path}: {image.width}x{image.height} pixels, cut and resized to {size}x{size}"
-                )
-    images = torch.stack(originals)
-    lengths = prefix_grid(tokenizer.quantizer.cuts)
-    rows = save_prefix_grid(args.out, tokenizer, images, lengths, args.beam, args.refine)
-    values = torch.stack([psnr(row, images) for row in rows], dim=1)
-    for path, row in zip(args.images, values, strict=True):
-        text = "  ".join(f"{k}:{value:.2f}" for k, value in zip(lengths, row, strict=True))
-        print(f"{path}: PSNR in dB by prefix length  {text}")
-    print(f"made {args.out}: a row for each picture, original last")
+    draw_strips(args.images, args.tokenizer, args.out, args.device, args.beam, args.refine)
 
 
 if __name__ == "__main__":

@@ -62,25 +62,29 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(path: Path) -> Iterator[Import]:
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.AST) -> Iterator[Import]:
     """The modules of ours that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
+            assert node.level == 0, "a relative import"
             module = node.module or ""
             # `from a import b` imports the module a.b where there is one.
             below = [f"{module}.{alias.name}" for alias in node.names]
             names = [name if name in MODULES else module for name in below]
         for name in dict.fromkeys(names):
-            assert name.split(".")[0] not in ("tests", "benchmarks"), f"{path} imports {name}"
+            assert name.split(".")[0] not in ("tests", "benchmarks")
             if name in MODULES:
                 yield name, node
 
 
-GRAPH = {name: {module for module, _ in imports(path)} for name, path in MODULES.items()}
+GRAPH = {name: {module for module, _ in imports(tree_of(path))} for name, path in MODULES.items()}
 
 
 def test_imports_go_one_way() -> None:
@@ -106,9 +110,8 @@ def test_no_import_goes_round_in_a_circle() -> None:
 
 
 def late_imports(path: Path) -> list[Import]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    top = set(map(id, tree.body))
-    return [(name, node) for name, node in imports(path) if id(node) not in top]
+    tree = tree_of(path)
+    return [(name, node) for name, node in imports(tree) if node not in tree.body]
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -125,16 +128,9 @@ def test_all_other_imports_stand_at_the_top() -> None:
 
 def test_only_the_public_packages_import_for_types_alone() -> None:
     for name, path in MODULES.items():
-        if name not in PUBLIC:
-            ours = [line for line in path.read_text(encoding="utf-8").splitlines()]
-            block = [line for line in ours if line.startswith("if TYPE_CHECKING")]
-            if block:  # of other libraries only, which may be missing or slow
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-                for node in tree.body:
-                    if isinstance(node, ast.If):
-                        for below in ast.walk(node):
-                            if isinstance(below, ast.ImportFrom):
-                                assert (below.module or "").split(".")[0] not in PACKAGES, name
+        for node in tree_of(path).body:
+            if isinstance(node, ast.If) and name not in PUBLIC:  # of a library that may be missing
+                assert not list(imports(node)), f"{name} imports for types alone"
 
 
 @pytest.mark.parametrize("room", KINDS)

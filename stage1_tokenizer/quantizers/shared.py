@@ -13,6 +13,7 @@ dimensions 80%, and it is found sooner.
 import torch
 from torch import Tensor
 
+from pqvae.randomness import generator_for
 from stage1_tokenizer.quantizers.codebook import TINY, Codebook, Seen
 from stage1_tokenizer.quantizers.contract import deterministic
 
@@ -42,7 +43,7 @@ class SharedCodebook(Codebook):
         super().__init__()
         self.sizes, self.books, self.dim = sizes, (0,) * len(sizes), rank
         M, K = len(sizes), max(sizes)
-        generator = torch.Generator().manual_seed(0)
+        generator = generator_for(0)
         signs = torch.randint(0, 2, (M, subspace), generator=generator) * 2.0 - 1
         self.register_buffer("vectors", torch.zeros(K, subspace))
         self.register_buffer("supports", torch.arange(subspace).repeat(M, 1))
