@@ -1,7 +1,7 @@
 """Files that are whole or not there: written under another name, flushed, renamed."""
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import re
@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pqvae.errors import UserError
 
 _TEMPORARY = re.compile(r".*\.tmp\d+")
+# What file systems answer that know no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
@@ -77,16 +81,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process is in it.
     """
-    with open(folder / "lock", "a") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(_lock(folder / "lock", wait=False))
+        except Timeout:
             raise UserError(
                 f"{folder}: another process is at work in this folder; wait for it, or choose "
                 "another folder (out=...)"
             ) from None
-        except OSError:
-            pass  # a file system that knows no locks
         for left in [path for path in folder.rglob("*.tmp*") if _TEMPORARY.fullmatch(path.name)]:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         yield
@@ -95,10 +97,29 @@ def locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def one_process(path: Path) -> Iterator[None]:
     """Wait until no other process is in this block with the same lock file."""
-    with open(path, "w") as lock:
-        with contextlib.suppress(OSError):  # a file system that knows no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, even by a kill
+    with _lock(path, wait=True):
         yield
+
+
+@contextlib.contextmanager
+def _lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold this lock file, which the system lets go of when the process ends, even by a kill.
+
+    Raises:
+        Timeout: Another process holds it, and we do not wait.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except NotImplementedError:
+        pass  # how older versions of filelock put ENOSYS
+    except OSError as error:  # a Timeout, too
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, values: Any) -> None:

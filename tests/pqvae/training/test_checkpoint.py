@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from pqvae.files import atomic_path, read_json, write_json
 from pqvae.training.checkpoint import digest_of, load_newest_state, save_state
 
 
@@ -206,33 +205,3 @@ def test_digest_tells_states_apart_by_names_values_shapes_and_types() -> None:
     assert len({digest_of(other) for other in (state, *others)}) == 6
     reordered = {"b": {"d": "x", "c": 1}, "a": torch.arange(12.0).view(6, 2)[:, 0] / 2}
     assert digest_of(reordered) == digest_of(state)
-
-
-@pytest.mark.parametrize("kind", [ValueError, OSError, KeyboardInterrupt])
-def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
-    tmp_path: Path, kind: type[BaseException]
-) -> None:
-    path = tmp_path / "file.json"
-    write_json(path, {"old": 1})
-    with pytest.raises(kind), atomic_path(path) as temporary:
-        temporary.write_text("half of")
-        assert read_json(path) == {"old": 1}
-        raise kind
-    assert read_json(path) == {"old": 1}
-    assert names(tmp_path) == ["file.json"]
-
-
-def test_new_file_appears_whole_and_alone(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    with atomic_path(path) as temporary:
-        temporary.write_text("all of it")
-        assert not path.exists()
-    assert path.read_text() == "all of it"
-    assert names(tmp_path) == ["file.txt"]
-
-
-def test_error_without_a_file_name_gets_one(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    with pytest.raises(OSError) as caught, atomic_path(path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert caught.value.filename == str(path)
