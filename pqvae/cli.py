@@ -4,11 +4,15 @@ import argparse
 import errno
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from pqvae import distributed
+from pqvae.config import FORM, load_config, parse_config_arguments
+from pqvae.config_help import describe_keys, format_keys
 from pqvae.errors import UserError
 from pqvae.signals import Stopped, StopRequest
 
@@ -24,6 +28,11 @@ _MACHINE_ERRORS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 class EntryPoint(Protocol):
@@ -53,11 +62,37 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
             return 2
         except Stopped as stopped:
             if distributed.is_rank_zero():
-                print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+                print(f"{stopped}; the same command resumes from there", file=sys.stderr)
             return SIGNALLED + stopped.signum
         return 0
 
     return run
+
+
+def train_command(
+    module: str, summary: str, examples: str, config: type[C], run: Callable[[C], None]
+) -> EntryPoint:
+    """The entry point of a trainer, ``python -m MODULE [config.yaml] [key=value ...]``.
+
+    Args:
+        module: What to type after ``python -m``.
+        summary: What ``--help`` says above the examples ...
+        examples: ... which are indented lines, one command each ...
+        config: ... and above every key of this config class.
+        run: Does the work; only here may torch be imported.
+    """
+
+    @command
+    def main(argv: Sequence[str] | None = None) -> None:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        if {"-h", "--help"} & set(arguments):
+            print(f"usage: python -m {module} {FORM}\n\n{summary}\n\nexamples:\n{examples}\n")
+            print("keys, each with its default, in the yaml file or as key=value:\n")
+            print(format_keys(describe_keys(config)), end="")
+            return
+        run(load_config(config, *parse_config_arguments(arguments)))
+
+    return main
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,6 +118,10 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether a command that takes ``key=value`` arguments is asked to explain itself."""
-    return bool({"-h", "--help"} & set(arguments))
+def next_command(module: str, *arguments: str | Path) -> str:
+    """A command to print for the user to copy, such as ``python -m eval.fid --samples 'my runs'``.
+
+    Each argument is quoted where a shell needs it, and loses the slash at its end.
+    """
+    words = [str(argument).rstrip("/") or "/" for argument in arguments]
+    return shlex.join(["python", "-m", module, *words])

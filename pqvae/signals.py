@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked to end; the message says how to go on."""
+    """A signal has asked to end; the message says what is kept."""
 
     def __init__(self, signum: int, message: str = "stopped") -> None:
         super().__init__(message)

@@ -1,38 +1,28 @@
-"""Train a tokenizer: ``python -m stage1_tokenizer.train [config.yaml] [key=value ...]``."""
+"""Command: train a tokenizer."""
 
 import sys
-from collections.abc import Sequence
 
-from pqvae.cli import command, wants_help
+from pqvae.cli import train_command
+from stage1_tokenizer.config import Config
 
-HELP = """\
+SUMMARY = """\
 Train a tokenizer: images -> ordered codes, of which every prefix is a whole image.
-
-usage: python -m stage1_tokenizer.train [config.yaml] [key=value ...]
-
-examples:
+Without arguments it trains on the built-in emoji and writes runs/tokenizer. The same command again
+resumes where it was cut."""
+EXAMPLES = """\
   python -m stage1_tokenizer.train
   python -m stage1_tokenizer.train data.path=photos/ out=runs/photos
-  python -m stage1_tokenizer.train configs/cifar10.yaml trainer.steps=20000
-
-Without arguments it trains on the built-in emoji and writes runs/tokenizer. The same command again
-goes on where it was cut. configs/emoji.yaml lists every key with its default.
-"""
+  python -m stage1_tokenizer.train configs/cifar10.yaml trainer.steps=20000"""
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; --help answers before torch is imported."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if wants_help(arguments):
-        print(HELP, end="")
-        return
-    from pqvae.config import load_config, parse_config_arguments
-    from stage1_tokenizer.config import Config
-    from stage1_tokenizer.task import run
+def run(config: Config) -> None:
+    """Only here is torch imported."""
+    from stage1_tokenizer import task
 
-    run(load_config(Config, *parse_config_arguments(arguments)))
+    task.run(config)
 
+
+main = train_command("stage1_tokenizer.train", SUMMARY, EXAMPLES, Config, run)
 
 if __name__ == "__main__":
     sys.exit(main())

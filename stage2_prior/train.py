@@ -1,39 +1,28 @@
-"""Train a prior: ``python -m stage2_prior.train [config.yaml] [key=value ...]``."""
+"""Command: train a prior."""
 
 import sys
-from collections.abc import Sequence
 
-from pqvae.cli import command, wants_help
+from pqvae.cli import train_command
+from stage2_prior.config import Config
 
-HELP = """\
+SUMMARY = """\
 Train a prior: what the codes of an image are likely to be, coarse to fine.
-
-usage: python -m stage2_prior.train [config.yaml] [key=value ...]
-
-examples:
+Without arguments it reads runs/tokenizer and the images that this was trained on, and writes
+runs/prior. The same command again resumes where it was cut."""
+EXAMPLES = """\
   python -m stage2_prior.train
   python -m stage2_prior.train tokenizer=runs/photos out=runs/photos-prior
-  python -m stage2_prior.train prior.width=384 prior.depth=8 trainer.steps=20000
-
-Without arguments it reads runs/tokenizer and the images that this was trained on, and writes
-runs/prior. The same command again goes on where it was cut. configs/emoji-prior.yaml lists every
-key with its default.
-"""
+  python -m stage2_prior.train prior.width=384 prior.depth=8 trainer.steps=20000"""
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; --help answers before torch is imported."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if wants_help(arguments):
-        print(HELP, end="")
-        return
-    from pqvae.config import load_config, parse_config_arguments
-    from stage2_prior.config import Config
-    from stage2_prior.task import run
+def run(config: Config) -> None:
+    """Only here is torch imported."""
+    from stage2_prior import task
 
-    run(load_config(Config, *parse_config_arguments(arguments)))
+    task.run(config)
 
+
+main = train_command("stage2_prior.train", SUMMARY, EXAMPLES, Config, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
-from pqvae.cli import EntryPoint, Parser, command, positive_int, wants_help
+from pqvae.cli import EntryPoint, Parser, command, next_command, positive_int, train_command
+from pqvae.config import config_class
 from pqvae.errors import UserError
 from pqvae.signals import Stopped
 
@@ -32,7 +34,7 @@ def raises(error: BaseException) -> EntryPoint:
         (PermissionError(errno.EACCES, "", "a"), 2, "error: a: no permission"),
         (NotADirectoryError(errno.ENOTDIR, "", "a/b"), 2, "error: a/b: a file stands where a fol"),
         (OSError(errno.EFBIG, "", "a"), 2, "error: a: the file is larger than this disk or"),
-        (Stopped(2), 130, "stopped; the same command goes on from there"),
+        (Stopped(2), 130, "stopped; the same command resumes from there"),
         (Stopped(15, "stopped after step 3"), 143, "stopped after step 3; the same command"),
     ],
 )
@@ -89,7 +91,71 @@ def test_counts_are_whole_numbers_of_at_least_one() -> None:
             positive_int(text)
 
 
-def test_help_is_asked_for_anywhere() -> None:
-    assert wants_help(["a=1", "--help"])
-    assert wants_help(["-h"])
-    assert not wants_help(["help"])
+@config_class
+class StubConfig:
+    out: str = Field(default="runs/x", description="the run folder")
+    steps: int = Field(default=20, ge=1, description="of the optimizer")
+
+
+def trainer(ran: list[StubConfig]) -> EntryPoint:
+    examples = "  python -m stub.train\n  python -m stub.train steps=30"
+    return train_command("stub.train", "Train a stub.", examples, StubConfig, ran.append)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["steps=3", "--help"]])
+def test_a_trainers_help_shows_usage_examples_and_every_key(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[StubConfig] = []
+    assert trainer(ran)(arguments) == 0
+    assert ran == []
+    text = capsys.readouterr().out
+    parts = [
+        "usage: python -m stub.train [",
+        "Train a stub.",
+        "examples:\n  python -m stub.train\n",
+    ]
+    parts += ["out=runs/x", "the run folder", "steps=20", "of the optimizer (a whole number, at l"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_a_trainer_runs_the_config_that_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[StubConfig] = []
+    file = tmp_path / "stub.yaml"
+    file.write_text("steps: 5\nout: a\n")
+    assert trainer(ran)([str(file), "out=b"]) == 0
+    assert ran == [StubConfig(out="b", steps=5)]
+    assert trainer(ran)(["help"]) == 2
+    assert len(ran) == 1
+    assert capsys.readouterr().err.startswith("error: 'help' is neither a yaml file nor key=value")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], []),
+        (["--samples", Path("runs/a")], ["--samples", "runs/a"]),
+        (
+            ["--n", "10000", "runs/photos/", "out=runs//"],
+            ["--n", "10000", "runs/photos", "out=runs"],
+        ),
+        (["tokenizer=my runs/it's/"], ["tokenizer=my runs/it's"]),
+        ([Path("$HOME"), "*.png", "/"], ["$HOME", "*.png", "/"]),
+    ],
+)
+def test_a_next_command_means_to_a_shell_what_it_says(
+    arguments: list[str | Path], words: list[str]
+) -> None:
+    line = next_command("eval.fid", *arguments)
+    echo = subprocess.run(
+        ["sh", "-c", f'for word in {line.removeprefix("python ")}; do echo "$word"; done'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert echo.stdout.splitlines() == ["-m", "eval.fid", *words]
+    if not arguments:
+        assert line == "python -m eval.fid"
