@@ -1,13 +1,14 @@
-"""Several processes that work as one: which one this is, and what they tell each other.
+"""Several processes (ranks) that work as one: which this is, and what they tell each other.
 
 The only file that reads what torchrun (and whatever sets the same, such as accelerate) puts into
 the environment: RANK, LOCAL_RANK, WORLD_SIZE, and MASTER_ADDR and MASTER_PORT for torch. Without
 them there is one process, every function here is a no-op, and torch.distributed is not touched.
+Imports torch where it is used: commands ask for their rank before, and --help need not wait.
 """
 
 import contextlib
+import io
 import os
-import pickle
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Others wait while the first one evaluates, or encodes a data set.
+# The others wait while rank 0 evaluates, or encodes a data set.
 PATIENCE = timedelta(hours=6)
 
 # Gloo's threads let go of a tensor a moment after its collective is done. If its Python object has
 # gone by then, that takes the interpreter, and a process at its very end aborts. So those stay that
-# may be the last ones of a run.
+# may be the last ones of a run. (broadcast_object_list hides its tensors, so it cannot be used.)
 _kept: "deque[Tensor]" = deque(maxlen=8)
 
 
@@ -79,26 +80,34 @@ def process_group(device: "torch.device") -> Iterator[None]:
 
 
 def broadcast(value: T) -> T:
-    """What the first process passes here, in every process."""
+    """What rank 0 passes here, in every process.
+
+    Args:
+        value: Tensors, numbers, texts and containers of these: nothing that arrives is executed.
+            Tensors arrive on the CPU. What other ranks pass does not matter.
+    """
     if world_size() == 1:
         return value
     import torch
     from torch import distributed
 
-    data = torch.tensor(list(pickle.dumps(value) if is_rank_zero() else b""), dtype=torch.uint8)
+    buffer, data = io.BytesIO(), torch.empty(0, dtype=torch.uint8)
+    if is_rank_zero():
+        torch.save(value, buffer)
+        data = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
     size = torch.tensor(len(data))
-    _kept.append(size)
+    _kept.extend((size, data))
     distributed.broadcast(size, src=0)
-    data.resize_(int(size))
-    _kept.append(data)
-    distributed.broadcast(data, src=0)
-    return pickle.loads(data.numpy().tobytes())
+    distributed.broadcast(data.resize_(int(size)), src=0)
+    if is_rank_zero():
+        return value
+    return torch.load(io.BytesIO(data.numpy().data), map_location="cpu", weights_only=True)
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Call the function in the first process only; every process gets its result.
+    """Call the function in rank 0 only; every process gets its result, as by ``broadcast``.
 
-    What it raises is raised in the first process; the others then end, as it is said once.
+    What it raises is raised in rank 0; the others then end, as it is said once.
     """
     if world_size() == 1:
         return function()
@@ -136,6 +145,8 @@ def all_reduce_sum(tensors: Iterable["Tensor"]) -> None:
     import torch
     from torch import distributed
 
+    # One sum in one order, not DistributedDataParallel: 2 processes then do to the bit what 1 does
+    # in 2 micro-batches.
     tensors = list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce(flat)

@@ -141,7 +141,7 @@ def test_killed_runs_end_as_straight_ones_to_the_bit(runs: Runs) -> None:
             assert not (runs.folder / name / "result.json").exists()
         process = runs.run(command, f"out={name}", *last.split())
         process.succeed()
-        assert "going on from step" in process.told()
+        assert "resuming from step" in process.told()
 
     side_by_side(
         lambda: chain(STAGE_1, "killed-1", {2: "", 13: ""}),  # at step 2 nothing has been saved
@@ -159,7 +159,7 @@ def stop(process: "Process", number: signal.Signals, folder: Path, message: str)
     process.send(number)
     assert process.end() == 128 + number, process.told()
     last = process.told().splitlines()[-1]
-    assert re.fullmatch(f"{message}; the same command goes on from there", last)
+    assert re.fullmatch(f"{message}; the same command resumes from there", last)
     assert "Traceback" not in process.told()
     assert list(folder.rglob("*.tmp*")) == []
 
@@ -337,7 +337,7 @@ def test_run_goes_on_under_harmless_changes_only(
         assert hashes(run) == before
 
     process.succeed()
-    assert "going on from step 16 in moved" in process.told()
+    assert "resuming from step 16 in moved" in process.told()
     assert outcome(runs.folder / "moved")["result"]["steps"] == 23
     lines = outcome(runs.folder / "moved")["stats"]
     assert [line["step"] for line in lines if "loss" in line] == [*range(1, 17), 18, 20, 22, 23]

@@ -1,4 +1,4 @@
-"""The state of a run on disk: what the same command needs to go on where it was cut.
+"""Checkpoints of a run: what the same command needs to resume where it was cut.
 
     state/step-00000500/state.pt      torch.save of tensors, numbers and containers
                         SHA256SUMS    as sha256sum writes it, so that `sha256sum -c` checks it

@@ -4,38 +4,44 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
 
 from pqvae import distributed
 from pqvae.console import say
-from pqvae.data.batches import parts_of_batch
 from pqvae.errors import UserError
-from pqvae.randomness import generator_for
 from pqvae.runtime import Runtime
 from pqvae.signals import Stopped, StopRequest
 from pqvae.training.checkpoint import digest_of, load_newest_state, save_state
 from pqvae.training.config import TrainerConfig
 from pqvae.training.curves import draw_curves
 from pqvae.training.nonfinite import NonFiniteGuard
-from pqvae.training.optim import adamw, learning_rate
 from pqvae.training.run_log import RunLog
-from pqvae.training.sinks import Sinks
-from pqvae.training.task import Evaluation, Task
-
-if TYPE_CHECKING:
-    pass
+from pqvae.training.step import TrainStep
+from pqvae.training.task import Task
 
 
-def train(task: Task, config: TrainerConfig, runtime: Runtime, folder: Path) -> dict[str, float]:
-    """Train the task's model; the same call again goes on from the last saved state.
+def train(
+    task: Task,
+    config: TrainerConfig,
+    runtime: Runtime,
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Train the task's model; the same call again resumes from the last saved state.
 
     What a step does is a function of (seed, step) and of what the state holds, so that a run that
     was cut ends as a straight one: to the bit on the same processor.
+
+    Args:
+        task: What is trained, on what.
+        config: How long, and how.
+        runtime: Where, and in which precision.
+        folder: The run folder, there already.
+        settings: The run's whole config in plain values: sinks show it beside the run.
 
     Returns:
         "steps" that were done, the best "score", and "seconds" of training and evaluation.
@@ -44,146 +50,126 @@ def train(task: Task, config: TrainerConfig, runtime: Runtime, folder: Path) -> 
         UserError: The loss or the gradient is not finite, or the processes have come apart.
         Stopped: A signal asked to end, and the state has been saved.
     """
-    with StopRequest() as request:
-        training = _Training(task, config, runtime, folder, request)
-        try:
-            return training.run()
-        finally:
-            training.log.close()
+    with StopRequest() as request, contextlib.ExitStack() as stack:
+        # Where the run stands: at its newest state that is whole, or at its start.
+        newest = distributed.on_rank_zero(lambda: load_newest_state(folder / "state"))
+        step, state = newest or (0, None)
+        log = RunLog(folder, config, step, settings or {})
+        stack.callback(log.close)
+        run = _Run(task, config, runtime, folder, log)
+        run.begin(step, state, request)
+
+        while True:
+            # Evaluate at every interval and at the end: once, also if the run was cut just then.
+            if run.step > run.evaluated and run.is_due(config.evaluate_every):
+                run.evaluate(request)
+
+            # Asked to stop? Any rank may have got the signal; all save and leave at this step.
+            if distributed.any_rank(bool(request.signum)):
+                run.save()
+                text = f"stopped after step {run.step} of {config.steps}, saved in {folder}"
+                raise Stopped(request.signum or signal.SIGTERM, text)
+
+            # Done? All steps, or too many evaluations without a better score.
+            if run.step >= config.steps or 0 < config.patience <= run.waited:
+                break
+
+            run.do_step()
+
+            # Log means over the interval; here at the latest a GPU is waited for.
+            if run.is_due(config.log_every):
+                run.guard.check()
+                log.interval(run.step)
+
+        distributed.on_rank_zero(run.draw_curves)
+        return {"steps": run.step, "score": run.best, "seconds": run.seconds}
 
 
-class _Training:
+class _Run:
     """What ``train`` carries from step to step, all of it in the saved state."""
 
     COUNTERS = ("evaluated", "best", "best_step", "waited")
 
     def __init__(
-        self,
-        task: Task,
-        config: TrainerConfig,
-        runtime: Runtime,
-        folder: Path,
-        request: StopRequest,
+        self, task: Task, config: TrainerConfig, runtime: Runtime, folder: Path, log: RunLog
     ) -> None:
         self.task, self.config, self.runtime, self.folder = task, config, runtime, folder
-        self.request = request
-        self.parts = parts_of_batch(config.batch_size, config.accumulate)
-        self.parameters = list(task.model.parameters())
-        self.optimizer = adamw(task.model, config.weight_decay, config.beta2)
-        self.totals: dict[str, Tensor] = {}  # of the scalars since the last log line
-        self.evaluated = self.best_step = self.waited = 0  # the first two are steps
-        self.best, self.seconds = float("inf"), 0.0
+        self.log = log
+        self.guard = NonFiniteGuard(config.skip_nonfinite, task.keys, log)
+        self.train_step = TrainStep(task, config, runtime)
+        self.step = self.evaluated = self.best_step = self.waited = 0  # the first three are steps
+        self.best = float("inf")
+        self._saved: tuple[int, int] | None = None  # step and evaluated of the newest state
+        self._started = 0.0  # by the clock, as if the run had never been cut
 
-        newest = distributed.on_rank_zero(lambda: load_newest_state(folder / "state"))
-        self.step = newest[0] if newest else 0
-        self.log = RunLog(folder, config.steps, config.batch_size, self.step, self.open_sinks())
-        self.guard = NonFiniteGuard(config.skip_nonfinite, task.keys, self.log)
-        if newest:
-            self.load_state_dict(newest[1])
-            say(f"going on from step {self.step} in {folder}")
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def begin(self, step: int, state: dict[str, Any] | None, request: StopRequest) -> None:
+        """Resume from the state; without one, start on rank 0: there a signal ends at once."""
+        seconds = 0.0
+        if state is not None:
+            self.step, seconds = step, state["seconds"]
+            self.load_state_dict(state)
+            self._saved = self.step, self.evaluated
+            say(f"resuming from step {self.step} in {self.folder}")
         else:
             with request.at_once():
-                distributed.on_rank_zero(task.start)
+                distributed.on_rank_zero(self.task.start)
             if distributed.world_size() > 1:
-                task.load_state_dict(distributed.broadcast(task.state_dict()))
-        self.saved = (self.step, self.evaluated) if newest else None
-        self.started = time.perf_counter() - self.seconds
-        if config.compile:
-            for network in task.networks:
+                self.task.load_state_dict(distributed.broadcast(self.task.state_dict()))
+        if self.config.compile:
+            for network in self.task.networks:
                 network.compile()
-
-    def open_sinks(self) -> Sinks | None:
-        if not self.config.sinks or not distributed.is_rank_zero():
-            return None
-        shown = yaml.safe_load((self.folder / "config.yaml").read_text())
-        return Sinks(self.config.sinks, self.folder, shown, self.step)
-
-    def run(self) -> dict[str, float]:
-        config = self.config
-        while True:
-            if self.step > self.evaluated and self.is_due(config.evaluate_every):
-                self.guard.check()
-                self.evaluate()
-            if distributed.any_rank(bool(self.request.signum)):
-                self.save()
-                text = f"stopped after step {self.step} of {config.steps}, saved in {self.folder}"
-                raise Stopped(self.request.signum or signal.SIGTERM, text)
-            if self.step >= config.steps or (config.patience and self.waited >= config.patience):
-                break
-            self.train_step()
-            if self.is_due(config.log_every):
-                self.guard.check()
-                count = float(self.totals.pop("finite"))
-                means = {name: float(total) / count for name, total in self.totals.items()}
-                self.log.interval(self.step, means if count else {})
-                self.totals = {}
-        distributed.on_rank_zero(self.draw_curves)
-        seconds = time.perf_counter() - self.started
-        return {"steps": self.step, "score": self.best, "seconds": seconds}
+        self._started = time.perf_counter() - seconds
 
     def is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
-    def train_step(self) -> None:
-        config, model = self.config, self.task.model
-        model.train()
-        rate = learning_rate(config.learning_rate, self.step / config.steps, config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        scalars: dict[str, Tensor] = {}
-        for part in self.parts:
-            # Dropout is the one thing that draws from the global generator.
-            torch.manual_seed(generator_for(config.seed, self.step, part.start).initial_seed())
-            with self.runtime.autocast():
-                losses = self.task.loss(self.step, part)
-            share = (part.stop - part.start) / config.batch_size
-            (losses["loss"] * share).backward()
-            for name, value in losses.items():
-                scaled = value.detach().float() * share
-                scalars[name] = scalars[name] + scaled if name in scalars else scaled
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        distributed.all_reduce_sum([*gradients, *scalars.values()])
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-        finite = norm.isfinite() & scalars["loss"].isfinite()
-        # The fused step changes nothing then, and nothing has to wait for the device to know.
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[missing-attribute]
-        self.optimizer.step()
-        self.task.after_step(self.step, finite)
-        scalars |= {"gradient_norm": norm, "finite": torch.ones_like(norm)}
-        for name, value in scalars.items():
-            value = torch.where(finite, value, 0)
-            self.totals[name] = self.totals[name] + value if name in self.totals else value
-        self.guard.add(self.step, scalars["loss"], norm)
+    def do_step(self) -> None:
+        scalars, finite = self.train_step(self.step)
+        self.log.add(scalars, finite)
+        self.guard.add(self.step, scalars["loss"], scalars["gradient_norm"])
         if self.runtime.device.type == "cpu":  # elsewhere this would wait for the device
             self.guard.check()
         self.step += 1
 
-    def evaluate(self) -> None:
-        """Evaluate in the first process, and save; after a signal, leave it for the next time."""
+    def evaluate(self, request: StopRequest) -> None:
+        """Evaluate on rank 0, and save; after a signal, leave it for the next time."""
+        self.guard.check()
         self.task.model.eval()
-        evaluation = distributed.on_rank_zero(self.evaluation_unless_stopped)
-        if evaluation is None:
+        found = distributed.on_rank_zero(lambda: self._evaluation(request))
+        if found is None:
             return
-        if not math.isfinite(evaluation.score):
-            raise UserError(f"step {self.step}: the held-out score is {evaluation.score}")
+        score, text, scalars = found
+        if not math.isfinite(score):
+            raise UserError(f"step {self.step}: the held-out score is {score}")
         self.evaluated = self.step
-        self.waited = 0 if evaluation.score < self.best else self.waited + 1
+        self.waited = 0 if score < self.best else self.waited + 1
         if self.waited == 0:
-            self.best, self.best_step = evaluation.score, self.step
+            self.best, self.best_step = score, self.step
             distributed.on_rank_zero(self.task.save_model)
-        self.log.note(self.step, evaluation.text, evaluation.scalars)
+        self.log.note(self.step, text, scalars)
         self.save()
 
-    def evaluation_unless_stopped(self) -> Evaluation | None:
+    def _evaluation(self, request: StopRequest) -> tuple[float, str, dict[str, float]] | None:
+        """Score, text and scalars in plain values, for all ranks; None after a signal."""
         try:
-            with self.request.at_once(), torch.inference_mode(), _uncompiled():
-                return self.task.evaluate(self.step)
+            # Eager, as held-out batches of other sizes are not worth compiling for.
+            with (
+                request.at_once(),
+                torch.inference_mode(),
+                torch.compiler.set_stance("force_eager"),
+            ):
+                found = self.task.evaluate(self.step)
         except Stopped:
             return None
+        return found.score, found.text, dict(found.scalars)
 
     def save(self) -> None:
-        if self.saved == (self.step, self.evaluated):
+        """Write the state, unless the newest one is this."""
+        if self._saved == (self.step, self.evaluated):
             return
         state = self.state_dict()
         distributed.check_ranks_agree(
@@ -191,7 +177,7 @@ class _Training:
         )
         folder = self.folder / "state"
         distributed.on_rank_zero(lambda: save_state(folder, self.step, state, {self.best_step}))
-        self.saved = self.step, self.evaluated
+        self._saved = self.step, self.evaluated
         self.log.mark(self.step)  # none of this counts into the speed
 
     def draw_curves(self) -> None:
@@ -201,24 +187,18 @@ class _Training:
     def state_dict(self) -> dict[str, Any]:
         return {
             "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.train_step.optimizer.state_dict(),
             "health": self.guard.state_dict(),
-            "totals": self.totals,
-            "seconds": time.perf_counter() - self.started,
+            "totals": self.log.totals,
+            "seconds": self.seconds,
             **{name: getattr(self, name) for name in self.COUNTERS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.train_step.optimizer.load_state_dict(state["optimizer"])
         self.guard.load_state_dict(state["health"])
         device = self.runtime.device
-        self.totals = {name: value.to(device) for name, value in state["totals"].items()}
-        self.seconds = state["seconds"]
+        self.log.totals = {name: value.to(device) for name, value in state["totals"].items()}
         for name in self.COUNTERS:
             setattr(self, name, state[name])
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[None]:
-    """Held-out batches of other sizes are not worth compiling for."""
-    return torch.compiler.set_stance("force_eager")

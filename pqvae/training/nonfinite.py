@@ -1,4 +1,4 @@
-"""Watches the loss and the gradient: steps that are not finite, and gradients out of the usual."""
+"""Watches loss and gradient norm: steps that are not finite, and gradients out of the usual."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,16 +28,16 @@ class NonFiniteGuard:
         """Start with nothing seen.
 
         Args:
-            skip_nonfinite: How many steps in a row may be left out for not being finite.
+            skip_nonfinite: How many steps in a row may be skipped for not being finite.
             keys: The names of the samples of a step.
-            log: Is told of steps that were left out and of spikes.
+            log: Is told of skipped steps and of spikes.
         """
         self._skip_nonfinite, self._keys, self._log = skip_nonfinite, keys, log
         self._pending: list[tuple[int, Tensor]] = []
         self._usual, self._seen, self._bad_in_a_row = 0.0, 0, 0
 
     def add(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Note the scalars of the step that comes after so many; the device is not read yet."""
+        """Note the scalars of the step that comes after so many; no device is waited for."""
         self._pending.append((step, torch.stack([loss.float(), gradient_norm.float()])))
 
     def check(self) -> None:
@@ -71,10 +71,10 @@ class NonFiniteGuard:
         if self._bad_in_a_row > self._skip_nonfinite:
             raise UserError(
                 f"step {step + 1}: {text}; the weights are as before it; a lower "
-                "trainer.learning_rate usually helps, and trainer.skip_nonfinite=3 leaves out up "
-                "to 3 such steps in a row"
+                "trainer.learning_rate usually helps, and trainer.skip_nonfinite=3 skips up to 3 "
+                "such steps in a row"
             )
-        self._log.note(step + 1, f"left out: {text}", {"left_out": 1})
+        self._log.note(step + 1, f"skipped: {text}", {"skipped": 1})
 
     def state_dict(self) -> dict[str, Any]:
         """All that later judgements depend on."""

@@ -6,26 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pqvae import distributed
-from pqvae.config import changed_keys, config_to_yaml, load_config
+from pqvae.config import config_to_yaml, identity_changes, load_config
 from pqvae.errors import UserError
 from pqvae.files import atomic_path, locked
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-# Changing these does not make it another run.
-HARMLESS_KEYS = {
-    "device",
-    "out",
-    "data.workers",
-    "trainer.steps",
-    "trainer.log_every",
-    "trainer.evaluate_every",
-    "trainer.accumulate",
-    "trainer.skip_nonfinite",
-    "trainer.compile",
-    "trainer.sinks",
-}
 
 C = TypeVar("C", bound="DataclassInstance")
 
@@ -46,12 +32,10 @@ def open_run(config: C, folder: Path) -> Iterator[None]:
 def _opened_run(config: C, folder: Path) -> Iterator[None]:
     path = folder / "config.yaml"
     if path.exists():
-        before = load_config(type(config), path, [])
-        changed = [key for key in changed_keys(before, config) if key not in HARMLESS_KEYS]
-        if changed:
+        if changed := identity_changes(load_config(type(config), path, []), config):
             raise UserError(
                 f"{folder} holds a run with another {', '.join(changed)}; "
-                f"choose another folder (out=...) or remove it"
+                "choose another folder (out=...) or remove it"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another one (out=...)")

@@ -22,13 +22,13 @@ class Sink(NamedTuple):
 
 
 class Sinks:
-    """The sinks of one training run. One that fails is dropped with a line; the run goes on.
+    """The sinks of one training run. One that fails is dropped with a line; training continues.
 
     Args:
         names: Some of ``SINKS``.
         folder: The run folder, there already.
         config: What the services show beside the run.
-        first_step: How many steps are done; above 0, a sink goes on with what it has of the run.
+        first_step: How many steps are done; above 0, a sink resumes what it has of the run.
 
     Raises:
         UserError: A name is unknown, or its package is not installed.
@@ -64,7 +64,7 @@ class Sinks:
                 yield
         except Exception as error:  # whatever it is, training matters more
             self._sinks.pop(name, None)
-            say(f"{name} is left out from here on: {_one_line(error)}")
+            say(f"{name} is skipped from here on: {_one_line(error)}")
 
 
 def _load(name: str) -> ModuleType:
@@ -97,7 +97,7 @@ def _service(
     name: str, module: ModuleType, folder: Path, config: dict[str, Any], first_step: int
 ) -> Sink:
     id_file = folder / f"{name}_run_id.txt"
-    if first_step == 0 or not id_file.exists():  # from nothing: another run, even in this folder
+    if first_step == 0 or not id_file.exists():  # a fresh start: another run, even in this folder
         with atomic_path(id_file) as temporary:
             temporary.write_text(secrets.token_hex(4))
     run_id, title = id_file.read_text(), folder.resolve().name

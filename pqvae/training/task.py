@@ -17,7 +17,7 @@ class Evaluation:
 class Task(Protocol):
     """What a stage brings to the loop.
 
-    Of several processes each has a task; all are alike after every step.
+    Of several processes (ranks) each has a task; all are alike after every step.
     """
 
     model: nn.Module  # holds the trained parameters
@@ -25,7 +25,7 @@ class Task(Protocol):
     curves: Mapping[str, Sequence[str]]  # panels of curves.png: title -> names of scalars
 
     def start(self) -> None:
-        """Called before the first step of a new run, by the first process only."""
+        """Called before the first step of a new run, on rank 0 only."""
 
     def loss(self, step: int, part: slice) -> dict[str, Tensor]:
         """Scalars of a part of the step's batch, as means over its images.

@@ -197,7 +197,7 @@ def test_run_goes_on_with_another_number_of_processes(
         in_one(work, STAGE_1, f"{name}-then-one", "trainer.steps=6", "trainer.accumulate=2")
     for process in processes:
         process.succeed()
-    assert "going on from step 4 in one-then-two" in processes[0].told()
+    assert "resuming from step 4 in one-then-two" in processes[0].told()
     assert processes[1].told() == ""
     assert state_of(work / "one-then-two")[0] == 6
     assert_alike(work / "two-then-one", work / "accumulated-then-one")
@@ -219,7 +219,7 @@ def test_sigterm_to_torchrun_saves_once_and_the_run_goes_on(
     assert 8 <= step < 3000
     lines = [line for line in process.told().splitlines() if line.startswith("stopped")]
     assert lines == [
-        f"stopped after step {step} of 3000, saved in stopped; the same command goes on from there"
+        f"stopped after step {step} of 3000, saved in stopped; the same command resumes from there"
     ]
     assert list(run.rglob("*.tmp*")) == []
     in_one(work, STAGE_1, "stopped", f"trainer.steps={step + 1}")

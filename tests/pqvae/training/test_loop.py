@@ -2,20 +2,17 @@
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import stage1_tokenizer.task as stage1
-from pqvae.config import config_to_yaml, load_config
 from pqvae.errors import UserError
 from pqvae.randomness import generator_for
 from pqvae.runtime import Runtime
@@ -23,14 +20,7 @@ from pqvae.signals import Stopped
 from pqvae.training.checkpoint import digest_of, load_newest_state
 from pqvae.training.config import TrainerConfig
 from pqvae.training.loop import train
-from pqvae.training.run_folder import open_run
 from pqvae.training.task import Evaluation
-from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.config import Config
-from stage1_tokenizer.task import TokenizerTask
-
-if TYPE_CHECKING:
-    from tests.conftest import TinyRun
 
 CPU = Runtime(torch.device("cpu"), bf16=False, reason="a test")
 TRUTH = torch.tensor([1.0, -2.0, 0.5])
@@ -58,7 +48,7 @@ class Regression:
         torch.manual_seed(0)
         self.model: nn.Module = nn.Linear(3, 1)
         self.networks: Sequence[nn.Module] = (self.model,)
-        self.curves: Mapping[str, Sequence[str]] = {"loss": ["loss"], "error": ["error"]}
+        self.curves: Mapping[str, Sequence[str]] = {}  # drawing takes longer than all the rest
         self.folder, self.scores, self.events = folder, list(scores), events
         self.moving_mean = torch.zeros(())
         self.started = 0
@@ -285,7 +275,7 @@ def test_step_that_is_not_finite_stops_the_run_before_the_update(tmp_path: Path,
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_steps_that_are_not_finite_are_left_out_where_the_config_says_so(
+def test_steps_that_are_not_finite_are_skipped_where_the_config_says_so(
     tmp_path: Path, gradient: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = {3, 4, 6, 7}
@@ -295,10 +285,10 @@ def test_steps_that_are_not_finite_are_left_out_where_the_config_says_so(
     for step in range(2, 11):
         kept = torch.equal(task.weights_at[step], task.weights_at[step - 1])
         assert kept == (step - 1 in bad)
-    assert "step 4/10 | left out: the " in capsys.readouterr().err
+    assert "step 4/10 | skipped: the " in capsys.readouterr().err
     lines = stats(tmp_path)
-    assert [line["step"] for line in lines if "left_out" in line] == [4, 5, 7, 8]
-    # Means are over what was not left out.
+    assert [line["step"] for line in lines if "skipped" in line] == [4, 5, 7, 8]
+    # Means are over what was not skipped.
     assert all(torch.tensor(line["loss"]).isfinite() for line in lines if "loss" in line)
 
     (tmp_path / "third").mkdir()
@@ -307,7 +297,7 @@ def test_steps_that_are_not_finite_are_left_out_where_the_config_says_so(
         train(third, config, CPU, tmp_path / "third")
 
 
-def test_left_out_step_changes_neither_moments_nor_averages(tmp_path: Path) -> None:
+def test_skipped_step_changes_neither_moments_nor_averages(tmp_path: Path) -> None:
     # Step 9 is the last: without it, the run is one of nine steps, but for the learning rate.
     task, nine = Diverging(tmp_path, {9}), Regression(tmp_path)
     config = config_of(skip_nonfinite=1, warmup=0.0, evaluate_every=9)
@@ -332,8 +322,8 @@ def test_spike_of_the_gradient_norm_is_logged(
             losses = super().loss(step, part)
             return {"loss": losses["loss"] * (100.0 if step in (5, 70) else 1.0)}
 
-    # Without learning, norms differ by the batch alone: by less than a factor of five.
-    config = config_of(steps=80, learning_rate=0.0, evaluate_every=40)
+    # With hardly any learning, norms differ by the batch alone: by less than a factor of five.
+    config = config_of(steps=80, learning_rate=1e-9, evaluate_every=40)
     train(Spiking(tmp_path), config, CPU, tmp_path)
     spikes = [line for line in stats(tmp_path) if "gradient_spike" in line]
     assert [line["step"] for line in spikes] == [71]  # at step 6 nothing was usual yet
@@ -412,214 +402,8 @@ def test_state_of_the_best_score_is_kept_with_the_newest_two(tmp_path: Path) -> 
 
 
 def test_curves_are_drawn_at_the_end(tmp_path: Path) -> None:
-    train(Regression(tmp_path), config_of(), CPU, tmp_path)
+    task = Regression(tmp_path)
+    task.curves = {"loss": ["loss"], "error": ["error"]}
+    train(task, config_of(), CPU, tmp_path)
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width >= 600
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "trainer.steps must be at least 1, not 0"),
-        ({"batch_size": 0}, "trainer.batch_size must be at least 1"),
-        ({"log_every": 0}, "trainer.log_every must be at least 1"),
-        ({"evaluate_every": -1}, "trainer.evaluate_every must be at least 1"),
-        ({"warmup": 1.0}, "trainer.warmup is a share"),
-        ({"accumulate": 0}, "trainer.accumulate must be at least 1"),
-        ({"skip_nonfinite": -1}, "trainer.skip_nonfinite cannot be negative"),
-    ],
-)
-def test_impossible_settings_are_refused(changes: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config_of(**changes)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    out: str = "runs/x"
-    device: str = "auto"
-    size: int = 3
-    trainer: TrainerConfig = field(default_factory=config_of)
-
-
-def enter(config: RunConfig, folder: Path) -> None:
-    with open_run(config, folder):
-        pass
-
-
-def test_run_folder_holds_a_config_that_loads_as_the_same(tmp_path: Path) -> None:
-    config = RunConfig(size=4, trainer=config_of(steps=77, learning_rate=1e-4))
-    enter(config, tmp_path / "a" / "run")
-    assert load_config(RunConfig, tmp_path / "a" / "run" / "config.yaml", []) == config
-
-
-@pytest.mark.parametrize(
-    ("changed", "keys"),
-    [
-        (RunConfig(size=4), "size"),
-        (RunConfig(trainer=config_of(seed=1)), "trainer.seed"),
-        (RunConfig(size=4, trainer=config_of(learning_rate=1.0)), "size, trainer.learning_rate"),
-    ],
-)
-def test_folder_of_another_run_is_refused_by_key(
-    tmp_path: Path, changed: RunConfig, keys: str
-) -> None:
-    enter(RunConfig(), tmp_path)
-    text = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(UserError, match=f"holds a run with another {keys};") as caught:
-        enter(changed, tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert (tmp_path / "config.yaml").read_text() == text
-
-
-def test_longer_runs_and_other_intervals_are_the_same_run(tmp_path: Path) -> None:
-    enter(RunConfig(), tmp_path)
-    harmless = {"accumulate": 2, "skip_nonfinite": 1, "compile": True, "sinks": ("trackio",)}
-    trainer = config_of(steps=999, log_every=7, evaluate_every=9, **harmless)
-    config = RunConfig(out="elsewhere", device="cpu", trainer=trainer)
-    enter(config, tmp_path)
-    assert load_config(RunConfig, tmp_path / "config.yaml", []) == config
-
-
-def test_foreign_folder_or_file_is_refused_untouched(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
-    (tmp_path / "file").write_text("x")
-    for name in ("photos", "file"):
-        with pytest.raises(UserError, match=f"{name} exists and is not a run folder"):
-            enter(RunConfig(), tmp_path / name)
-    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
-    (tmp_path / "empty").mkdir()
-    enter(RunConfig(), tmp_path / "empty")  # nothing in it to lose
-
-
-def test_unreadable_config_of_a_run_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("trainer: {steps: many}")
-    with pytest.raises(UserError, match=r"config\.yaml: 'trainer.steps' must be a whole number"):
-        enter(RunConfig(), tmp_path)
-
-
-def test_run_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
-    # A lock belongs to the open file: a second opening in this process is another one.
-    message = "another process is at work in this folder"
-    with open_run(RunConfig(), tmp_path), pytest.raises(UserError, match=message):
-        enter(RunConfig(), tmp_path)
-    with pytest.raises(CutError), open_run(RunConfig(), tmp_path):
-        raise CutError
-    enter(RunConfig(), tmp_path)
-
-
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(config_to_yaml(RunConfig()))
-    (tmp_path / "state" / "step-00000002.tmp77").mkdir(parents=True)
-    (tmp_path / "state" / "step-00000002.tmp77" / "state.pt").write_bytes(b"half")
-    (tmp_path / "model.safetensors.tmp123").write_bytes(b"half")
-    (tmp_path / "notes.tmp").write_text("a user's")
-    enter(RunConfig(), tmp_path)
-    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    assert left == ["config.yaml", "lock", "notes.tmp", "state"]
-
-
-@pytest.mark.parametrize("assignment", ["nearest", "gumbel"])
-def test_cut_tokenizer_run_ends_as_a_straight_one_to_the_bit(
-    assignment: Literal["nearest", "gumbel"],
-    tiny_run: "TinyRun",
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    written = load_config(Config, tiny_run.tokenizer / "config.yaml", [])
-    trainer = replace(written.trainer, steps=12, evaluate_every=4, log_every=2)
-    quantizer = replace(
-        written.quantizer,
-        assignment=assignment,
-        revive_every=3,
-        learned_codes=3,
-        rank=8,
-        subspace=4,
-    )
-    straight = replace(
-        written, out=str(tmp_path / "straight"), trainer=trainer, quantizer=quantizer
-    )
-    cut = replace(straight, out=str(tmp_path / "cut"))
-    stage1.run(straight)
-
-    after_step = TokenizerTask.after_step
-
-    def fail_at_seven(task: TokenizerTask, step: int, finite: Tensor) -> None:
-        after_step(task, step, finite)
-        if step == 7:
-            raise CutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TokenizerTask, "after_step", fail_at_seven)
-        with pytest.raises(CutError):
-            stage1.run(cut)
-    assert not (tmp_path / "cut" / "result.json").exists()
-    stage1.run(cut)
-
-    folders = [tmp_path / "straight", tmp_path / "cut"]
-    assert stats(folders[0]) == stats(folders[1])
-    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
-    for result in results:
-        del result["seconds"]
-    assert results[0] == results[1]
-    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in folders]
-    assert weights[0] == weights[1]
-    grids = [(folder / "grids" / "step-00000012.png").read_bytes() for folder in folders]
-    assert grids[0] == grids[1]
-
-
-def test_step_left_out_when_entries_are_due_for_revival_revives_none(
-    tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = load_config(Config, tiny_run.tokenizer / "config.yaml", [])
-    config = replace(
-        written,
-        out=str(tmp_path),
-        quantizer=replace(written.quantizer, revive_every=2),
-        trainer=replace(written.trainer, steps=3, skip_nonfinite=1),
-    )
-    load = TokenizerTask.load
-    monkeypatch.setattr(
-        TokenizerTask,
-        "load",
-        lambda task, step, part: load(task, step, part) * (torch.nan if step == 1 else 1),
-    )
-    stage1.run(config)
-    for name, value in Tokenizer.from_pretrained(tmp_path).state_dict().items():
-        assert value.isfinite().all(), name
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-# The compiler itself looks at the gradient of every tensor it meets.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
-def test_compiled_networks_train_the_same_model(
-    tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage1, "select_runtime", lambda _: CPU)  # bf16 rounds far more
-    written = load_config(Config, tiny_run.tokenizer / "config.yaml", [])
-    plain = replace(written, out=str(tmp_path / "plain"), trainer=replace(written.trainer, steps=4))
-    compiled = replace(
-        plain, out=str(tmp_path / "compiled"), trainer=replace(plain.trainer, compile=True)
-    )
-    stage1.run(plain)
-    stage1.run(compiled)
-    expected = Tokenizer.from_pretrained(tmp_path / "plain").state_dict()
-    found = Tokenizer.from_pretrained(tmp_path / "compiled").state_dict()
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        # Fused sums round differently: float32, over four steps.
-        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5), name
-
-
-def test_tokenizer_run_on_the_folder_of_another_is_refused_by_key(
-    tiny_run: "TinyRun",
-) -> None:
-    written = load_config(Config, tiny_run.tokenizer / "config.yaml", [])
-    assert written.out == str(tiny_run.tokenizer)
-    before = (tiny_run.tokenizer / "result.json").read_bytes()
-    changed = replace(written, quantizer=replace(written.quantizer, num_codes=5))
-    with pytest.raises(UserError, match=r"holds a run with another quantizer\.num_codes"):
-        stage1.run(changed)
-    assert (tiny_run.tokenizer / "result.json").read_bytes() == before

@@ -161,7 +161,7 @@ def test_a_sink_that_fails_is_named_once_and_dropped_and_the_others_go_on(
     assert healthy.finishes == 1
     lines = capsys.readouterr().err.splitlines()
     failures = [line for line in lines if not line.startswith("*")]
-    assert failures == ["trackio is left out from here on: the server is away"]
+    assert failures == ["trackio is skipped from here on: the server is away"]
     healthy_calls = ["init", "log", "log", "finish"]
     asked = [line.removeprefix("* ") for line in lines if line.startswith("*")]
     assert sorted(asked) == sorted(calls + healthy_calls)  # none after the failure
