@@ -13,14 +13,15 @@ from torch import Tensor
 
 from pqvae import distributed
 from pqvae.console import Progress
-from pqvae.data.batches import Augmentation
+from pqvae.data.batches import Augmentation, chunk_size
 from pqvae.data.dataset import ImageDataset
 from pqvae.files import atomic_path
 from pqvae.images import to_float
-from pqvae.randomness import generator_for
+from pqvae.randomness import Stream, stream_generator
 from stage1_tokenizer import Tokenizer
 
-CHUNK = 256  # images encoded at once
+# Images whose augmentation is drawn together; those of one process follow one another in them.
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ def encode_dataset(
         folder: Where the codes are kept.
     """
     codes = torch.empty(views, len(dataset), tokenizer.num_codes, dtype=torch.int32)
+    content = [tokenizer.codes_hash, dataset.content_hash]
     progress = Progress("encoding", views * len(dataset))
     for view in range(views):
-        identity: list[object] = [tokenizer.content_hash, dataset.content_hash]
+        identity: list[object] = [*content]
         if view > 0 and augmentation is not None:
             identity += [view, seed, augmentation.shift, augmentation.shift_share]
             identity += [hashlib.sha256(augmentation.may_flip.numpy().data).hexdigest()]
@@ -64,19 +66,25 @@ def encode_dataset(
             progress.skip(len(dataset))
             continue
         codes[view].zero_()
-        chunks = torch.arange(len(dataset)).split(CHUNK)
-        for number in range(distributed.rank(), len(chunks), distributed.world_size()):
-            indices = chunks[number]
-            images = dataset.images(indices)
-            if view > 0 and augmentation is not None:
-                images = augmentation(images, indices, generator_for(seed, view, number))
-            images = to_float(images).to(tokenizer.device)
-            codes[view, indices] = tokenizer.encode(images).to(codes.dtype).cpu()
+        blocks = torch.arange(len(dataset)).split(BLOCK)
+        for number in range(distributed.rank(), len(blocks), distributed.world_size()):
+            indices = blocks[number]
+            for part in _parts(len(indices), chunk_size(dataset.image_size)):
+                images = dataset.images(indices[part])
+                if view > 0 and augmentation is not None:
+                    generator = stream_generator(seed, Stream.ENCODED_VIEWS, view, number)
+                    images = augmentation(images, indices, generator, part)
+                images = to_float(images).to(tokenizer.device)
+                codes[view, indices[part]] = tokenizer.encode(images).to(codes.dtype).cpu()
             progress.advance(distributed.world_size() * len(indices))
         distributed.all_reduce_sum([codes[view]])
         distributed.on_rank_zero(functools.partial(_keep, path, key, codes[view]))
     progress.close()
     return EncodedDataset(codes, dataset.labels)
+
+
+def _parts(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _keep(path: Path, key: str, codes: Tensor) -> None:

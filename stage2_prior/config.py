@@ -37,12 +37,21 @@ class PriorConfig:
 
 
 @config_class
+class DataPlace:
+    path: Annotated[str | None, HARMLESS] = Field(
+        default=None,
+        description="where the images of the tokenizer are now, if not where they were",
+    )
+
+
+@config_class
 class Config:
     out: Annotated[str, HARMLESS] = Field(default="runs/prior", description="the run folder")
     tokenizer: str = Field(
         default="runs/tokenizer",
         description="a run folder of stage 1; its data are this run's data",
     )
+    data: DataPlace = Field(default_factory=DataPlace)
     device: Annotated[str, HARMLESS] = Field(
         default="auto", description="auto, cpu, cuda, cuda:1 or mps"
     )

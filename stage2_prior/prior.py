@@ -6,13 +6,16 @@
           |      |       |             |
         p(c_1) p(c_2)  p(c_3)  ...   p(c_N)
 
-Every position has a vocabulary of its own. A code enters as a free embedding plus what it *means*:
-the latent f_i that the codes up to it add up to, projected to the model's width. Entries that look
-alike are thus alike to the prior too, even where it has hardly seen them.
+A code enters as a free embedding plus what it *means*: the latent f_i that the codes up to it add
+up to, projected to the model's width. Entries that look alike are thus alike to the prior too, even
+where it has hardly seen them. Positions that read one codebook share its tables (``books.py``); the
+order of the codes is ``sequence.py``'s, and here they come and go by place.
 """
 
 import math
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ from torch.nn import functional as F
 
 from pqvae.config import config_from_dict, config_to_dict
 from pqvae.errors import UserError
-from pqvae.pretrained import load_model, save_model
-from stage1_tokenizer.quantizers.residual import ProgressiveQuantizer
+from pqvae.pretrained import StoredModel, load_model, save_model
+from stage1_tokenizer.quantizers.contract import Quantizer
+from stage2_prior.books import TINY, Books, Codebooks
 from stage2_prior.config import PriorConfig
+from stage2_prior.sequence import Sequence, coarse_to_fine
 
 with warnings.catch_warnings():  # it scripts a function on import, which torch has deprecated
     for category in (DeprecationWarning, FutureWarning):  # which one depends on torch's version
@@ -34,38 +39,41 @@ with warnings.catch_warnings():  # it scripts a function on import, which torch 
 
 
 class Prior(nn.Module):
-    """p(c_1 ... c_N), or p(c_1 ... c_N | class), with a learned row for "no class"."""
+    """p(c_1 ... c_N), or p(c_1 ... c_N | class), with a learned row for "no class".
 
-    code_features: Tensor  # (N, K, F): the quantizer's entries in their F principal directions
+    Attributes:
+        content_hash: Of the whole model; set by ``save_pretrained`` and ``from_pretrained``.
+        provenance: What it was trained on; see ``pqvae.pretrained`` and ``provenance.py``.
+    """
 
     def __init__(
         self,
         config: PriorConfig,
-        sizes: tuple[int, ...],
+        codebooks: Codebooks,
         class_names: tuple[str, ...],
         class_counts: tuple[int, ...],
-        tokenizer_hash: str,
+        sequence: Sequence | None = None,
     ) -> None:
         """Build an untrained prior.
 
         Args:
             config: Sizes and dropout.
-            sizes: K_i of each position.
+            codebooks: Which codebook each position reads, and how large they are.
             class_names: () for a prior without classes.
             class_counts: Training images of each class: how often each is to be sampled.
-            tokenizer_hash: Content hash of the tokenizer whose codes these are.
+            sequence: The order of the codes; None is coarse to fine.
         """
         super().__init__()
-        self.config, self.sizes = config, sizes
+        self.config, self.codebooks = config, codebooks
+        self.sequence = sequence = sequence or coarse_to_fine(len(codebooks.sizes))
         self.class_names, self.class_counts = class_names, class_counts
-        self.content_hash = ""  # set by save_pretrained and from_pretrained
-        self.tokenizer_hash = tokenizer_hash
-        N, K, width = len(sizes), max(sizes), config.width
+        self.content_hash = ""
+        self.provenance: Mapping[str, Any] = {}
+        width = config.width
         self.class_embedding = nn.Embedding(len(class_names) + 1, width)
-        self.code_embedding = nn.Embedding(N * K, width)
-        self.position_embedding = nn.Parameter(torch.zeros(N, width))
+        self.position_embedding = nn.Parameter(torch.empty(len(sequence.steps), width))
         self.feature_projection = nn.Linear(config.code_features, width, bias=False)
-        self.head_projection = nn.Linear(config.code_features, width, bias=False)
+        self.head_projection = nn.Linear(width, config.code_features, bias=False)
         self.layers = Decoder(
             dim=width,
             depth=config.depth,
@@ -83,114 +91,153 @@ class Prior(nn.Module):
             ff_dropout=config.dropout,
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Parameter(torch.empty(N, K, width))
-        self.head_bias = nn.Parameter(torch.zeros(N, K))
-        self.register_buffer("code_features", torch.zeros(N, K, config.code_features))
+        self.books = Books(codebooks, sequence, width, config.code_features)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set every weight, before anything is known of the codes.
+
+        | weights | start as |
+        |---|---|
+        | class_embedding, embedding of a book | normal, deviation 0.02 |
+        | feature_projection | uniform in +- 1 / sqrt(F), as torch's linear layers |
+        | position_embedding, head of a book, head_projection | 0: no code matters yet |
+        | gain of a book | 1 |
+        | bias of a book | 0: codes are equally likely, until ``init_from_codes`` |
+        | layers | as x-transformers builds them |
+
+        ``set_code_features`` sets the buffers that say what codes mean.
+        """
         nn.init.normal_(self.class_embedding.weight, std=0.02)
-        nn.init.normal_(self.code_embedding.weight, std=0.02)
-        nn.init.normal_(self.head, std=0.02)
+        reach = self.config.code_features**-0.5
+        nn.init.uniform_(self.feature_projection.weight, -reach, reach)
+        nn.init.zeros_(self.position_embedding)
         nn.init.zeros_(self.head_projection.weight)
-        illegal = torch.arange(K) >= torch.tensor(sizes).unsqueeze(1)
-        self.register_buffer("illegal", illegal, persistent=False)
+        for book in self.books:
+            nn.init.normal_(book.embedding.weight, std=0.02)
+            nn.init.zeros_(book.head)
+            nn.init.ones_(book.gain)
+            nn.init.zeros_(book.bias)
+
+    def init_from_codes(self, codes: Tensor) -> None:
+        """Start as the unigram model of training codes (n, N), an add-one histogram a position."""
+        self.books.set_bias(codes)
+
+    def set_code_features(self, quantizer: Quantizer) -> None:
+        """Take the meaning of the codes over from the quantizer that makes them."""
+        self.books.set_meaning(quantizer, self.config.code_features)
 
     @property
     def device(self) -> torch.device:
         """Where the model is, and where its inputs must be."""
-        return self.head.device
+        return self.position_embedding.device
 
-    def embed(self, codes: Tensor, labels: Tensor | None) -> Tensor:
-        """Inputs (B, k + 1, width): the class, then the codes of the prefix (B, k)."""
-        return torch.cat([self._embed_labels(len(codes), labels), self._embed_codes(codes)], dim=1)
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """K_i of every position."""
+        return self.codebooks.sizes
+
+    @property
+    def no_class(self) -> int:
+        """The label that stands for no class."""
+        return len(self.class_names)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits of every code given the codes before it and the class.
+        """Logits of every code given the codes of the steps before it, and the class.
 
         Args:
-            codes: A prefix, int64 (B, k) in [0, K), 0 <= k <= N.
+            codes: Of the first steps, by place: int64 (B, n) in [0, K_i), 0 <= n <= N.
             labels: int64 (B,) in [0, classes], the last number being "no class"; None is that too.
 
         Returns:
-            float32 (B, min(k + 1, N), K): position i holds the logits of code i + 1, -inf where
-            there is no such code.
+            float32 (B, m, K), by place, of these steps and the next one, where there is one: -inf
+            where there is no such code. With a code a step, m is min(n + 1, N).
         """
-        codes = codes[:, : len(self.sizes) - 1]
-        hidden = self.layers(self.dropout(self.embed(codes, labels)))
-        return self._logits(hidden, 0)
+        if labels is None:
+            labels = torch.full((len(codes),), self.no_class, device=self.device)
+        # The codes of the last step precede nothing.
+        steps = min(self.sequence.steps_in(codes.shape[1]), len(self.sequence.steps) - 1)
+        inputs = self.embed_labels(labels)
+        if steps:
+            embedded, _ = self.embed_codes(codes[:, : self.sequence.bounds[steps]])
+            inputs = torch.cat([inputs, embedded], dim=1)
+        return self._logits(self.layers(self.dropout(inputs)), 0)
 
     def bits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """The cost of each code under the prior, in bits: codes (B, N) -> float32 (B, N)."""
+        codes = self.sequence.by_place(codes)
         logits = self(codes, labels)
         nats = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
-        return nats / math.log(2)
+        return self.sequence.by_position(nats / math.log(2))
 
-    def next_logits(
-        self, codes: Tensor, labels: Tensor | None, cache: LayerIntermediates | None
-    ) -> tuple[Tensor, LayerIntermediates]:
-        """Logits (B, K) of the code after the prefix (B, k), with the keys and values of before."""
-        position = codes.shape[1]
-        if position == 0:
-            inputs = self._embed_labels(len(codes), labels)
-        else:
-            inputs = self._embed_codes(codes)[:, -1:]
-        hidden, cache = self.layers(inputs, cache=cache, return_hiddens=True)
-        return self._logits(hidden, position).squeeze(1), cache
-
-    @torch.no_grad()
-    def init_from_codes(self, codes: Tensor) -> None:
-        """Start as the unigram model of training codes (n, N), an add-one histogram a position."""
-        for position, size in enumerate(self.sizes):
-            counts = torch.bincount(codes[:, position], minlength=size) + 1.0
-            self.head_bias[position, :size] = (counts / counts.mean()).log()
-        nn.init.zeros_(self.head)
-
-    @torch.no_grad()
-    def set_code_features(self, quantizer: ProgressiveQuantizer) -> None:
-        """Take the meaning of the codes over from the quantizer that makes them."""
-        step = max(1, sum(self.sizes) // 16384)
-        sample = torch.cat([quantizer.entries(i)[::step] for i in range(len(self.sizes))])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _, _, directions = torch.svd_lowrank(
-                sample, q=min(self.config.code_features, *sample.shape)
-            )
-        self.code_features.zero_()
-        for position, size in enumerate(self.sizes):
-            features = quantizer.entries(position) @ directions
-            self.code_features[position, :size, : features.shape[1]] = features
-        # The cumulative sum of N entries has about unit size per image then.
-        self.code_features /= self.code_features.norm(dim=2).max()
-
-    def _embed_labels(self, batch_size: int, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            shape, device = (batch_size,), self.head.device
-            labels = torch.full(shape, len(self.class_names), device=device)
+    def embed_labels(self, labels: Tensor) -> Tensor:
+        """The input of the first step: labels (B,) -> (B, 1, width)."""
         return self.class_embedding(labels).unsqueeze(1)
 
-    def _embed_codes(self, codes: Tensor) -> Tensor:
-        k, K = codes.shape[1], max(self.sizes)
-        positions = torch.arange(k, device=codes.device)
-        meaning = self.code_features[positions, codes].cumsum(dim=1)
-        embedded = self.code_embedding(codes + positions * K)
-        return embedded + self.feature_projection(meaning) + self.position_embedding[:k]
+    def embed_codes(
+        self, codes: Tensor, first: int = 0, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The inputs of the steps after those that the codes fill.
+
+        Args:
+            codes: By place, int64 (B, n), from the first place of step ``first`` on.
+            first: The step.
+            before: What the codes before describe of the latent, float (B, F); None before any.
+
+        Returns:
+            Inputs, (B, t, width) for t steps; and what all codes up to here describe, (B, F).
+        """
+        embedded, described = self.books.read(codes, self.sequence.bounds[first])
+        latents = described.cumsum(dim=1)
+        if before is not None:
+            latents = latents + before.unsqueeze(1)
+        latents = self.sequence.last_of_steps(latents, first)
+        positions = self.position_embedding[first : first + latents.shape[1]]
+        inputs = self.sequence.sum_steps(embedded, first)
+        return inputs + self.feature_projection(latents) + positions, latents[:, -1]
+
+    def next_logits(
+        self, step: int, inputs: Tensor, cache: LayerIntermediates | None
+    ) -> tuple[Tensor, LayerIntermediates]:
+        """Logits (B, p, K) of a step's p codes from its input (B, 1, width), and keys and values.
+
+        Args:
+            step: From 0.
+            inputs: As from ``embed_labels`` at the first step, then from ``embed_codes``.
+            cache: What the step before returned; None at the first.
+        """
+        hidden, cache = self.layers(inputs, cache=cache, return_hiddens=True)
+        return self._logits(hidden, step), cache
 
     def _logits(self, hidden: Tensor, first: int) -> Tensor:
-        last = first + hidden.shape[1]
-        meaning = F.normalize(self.code_features[first:last], dim=2)
-        head = self.head[first:last] + self.head_projection(meaning)
-        logits = torch.einsum("bnd,nkd->bnk", hidden, head)
-        logits = logits.float() + self.head_bias[first:last]
-        return logits.masked_fill(self.illegal[first:last], -torch.inf)
+        """Hidden states (B, t, width) of steps from ``first`` on -> logits (B, n, K) by place."""
+        hidden = self.sequence.repeat_steps(hidden, first)
+        begin = self.sequence.bounds[first]
+        return self.books.logits(hidden, self.head_projection(hidden), begin)
 
-    def save_pretrained(self, folder: str | Path) -> str:
-        """Write a model folder; returns its content hash."""
+    def save_pretrained(
+        self, folder: str | Path, provenance: Mapping[str, Any] | None = None
+    ) -> str:
+        """Write a model folder; returns its content hash.
+
+        Args:
+            folder: Where to.
+            provenance: What it was trained on; by default what it says already.
+        """
+        self.provenance = self.provenance if provenance is None else provenance
         config: dict[str, Any] = {
             "prior": config_to_dict(self.config),
-            "codebook_sizes": list(self.sizes),
+            "sizes": list(self.sizes),
+            "books": list(self.codebooks.books),
+            "placed": list(self.codebooks.placed),
+            "steps": [list(positions) for positions in self.sequence.steps],
             "class_names": list(self.class_names),
             "class_counts": list(self.class_counts),
-            "tokenizer_hash": self.tokenizer_hash,
         }
-        self.content_hash = save_model(Path(folder), "prior", config, self.state_dict())
+        self.content_hash = save_model(
+            Path(folder), "prior", config, self.state_dict(), self.provenance
+        )
         return self.content_hash
 
     @classmethod
@@ -201,17 +248,53 @@ class Prior(nn.Module):
             UserError: The folder is missing, damaged, or holds another kind of model.
         """
         folder = Path(folder)
-        config, tensors, content_hash = load_model(folder, "prior")
+        stored = load_model(folder, "prior")
         try:
+            if stored.version == 1:
+                stored = upgrade_version_1(stored)
+            config = stored.config
             prior = cls(
                 config_from_dict(PriorConfig, config["prior"], str(folder)),
-                tuple(config["codebook_sizes"]),
+                Codebooks(*(tuple(config[key]) for key in ("sizes", "books", "placed"))),
                 tuple(config["class_names"]),
                 tuple(config["class_counts"]),
-                config["tokenizer_hash"],
+                Sequence(tuple(tuple(positions) for positions in config["steps"])),
             )
-            prior.load_state_dict(tensors)
+            prior.load_state_dict(stored.tensors)
         except (KeyError, RuntimeError) as error:
             raise UserError(f"{folder}: the prior there is of another version") from error
-        prior.content_hash = content_hash
+        prior.content_hash, prior.provenance = stored.content_hash, stored.provenance
         return prior.eval()
+
+
+def upgrade_version_1(stored: StoredModel) -> StoredModel:
+    """Folders of version 1: tables (N, K, ...) by position, so a codebook for each position.
+
+    They knew the hash of the whole tokenizer, not that of its codes.
+    """
+    sizes = stored.config["codebook_sizes"]
+    codebooks = Codebooks.separate(sizes)
+    config = {
+        **stored.config,
+        "sizes": codebooks.sizes,
+        "books": codebooks.books,
+        "placed": codebooks.placed,
+        "steps": coarse_to_fine(len(sizes)).steps,
+    }
+    tensors = dict(stored.tensors)
+    head, bias, features = (tensors.pop(key) for key in ("head", "head_bias", "code_features"))
+    embedding = tensors.pop("code_embedding.weight").view_as(head)
+    tensors["head_projection.weight"] = tensors["head_projection.weight"].T.contiguous()
+    for position, size in enumerate(sizes):
+        book = f"books.{position}"
+        tensors[f"{book}.embedding.weight"] = embedding[position, :size]
+        tensors[f"{book}.head"] = head[position, :size]
+        tensors[f"{book}.gain"] = torch.ones(1, head.shape[2])
+        tensors[f"{book}.bias"] = bias[position : position + 1, :size]
+        tensors[f"{book}.meaning"] = features[position, :size]
+        norms = features[position, :size].norm(dim=1).clamp_min(TINY)
+        tensors[f"{book}.norms"] = norms.unsqueeze(0)
+    known = {"tokenizer_hash": stored.config["tokenizer_hash"]}
+    return replace(
+        stored, config=config, tensors=tensors, provenance={**stored.provenance, **known}
+    )

@@ -8,28 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from pqvae import distributed
-from pqvae.config import config_to_yaml, load_config
+from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Augmentation, BatchOrder
 from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
-from pqvae.randomness import generator_for
+from pqvae.pretrained import recorded_data
+from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.training.loop import train
 from pqvae.training.run_folder import open_run
 from pqvae.training.task import Evaluation
-from sampling.sampler import SamplingSettings, class_labels, sample_codes
-from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.config import Config as TokenizerRunConfig
+from stage2_prior.books import Codebooks
 from stage2_prior.codes import EncodedDataset, encode_dataset
 from stage2_prior.config import Config
+from stage2_prior.drawing import class_labels, draw_codes, nucleus
 from stage2_prior.prior import Prior
+from stage2_prior.provenance import check_data, open_tokenizer
+from stage2_prior.unroll import unroll
 
 GRID_SAMPLES = 64
 CURVES = {"bits per code": ["loss", "val_bits_per_code"]}
-GRID_SETTINGS = SamplingSettings(top_p=0.95)
+GRID_TOP_P = 0.95
 
 
 class PriorTask:
@@ -37,18 +39,21 @@ class PriorTask:
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
-        tokenizer_folder = Path(config.tokenizer)
-        if not (tokenizer_folder / "model").is_dir():
-            raise UserError(
-                f"{tokenizer_folder}: no tokenizer here; "
-                f"run python -m stage1_tokenizer.train, or give tokenizer=FOLDER"
-            )
-        self.tokenizer = Tokenizer.from_pretrained(tokenizer_folder).to(runtime.device)
-        data = load_config(TokenizerRunConfig, tokenizer_folder / "config.yaml", []).data
+        self.tokenizer = open_tokenizer(config.tokenizer).to(runtime.device)
+        data = recorded_data(
+            self.tokenizer.provenance, config.tokenizer, config.data.path, "data.path=..."
+        )
         train_images, val_images, self.test_images = (
             open_dataset(data, split) for split in ("train", "val", "test")
         )
+        check_data(self.tokenizer, config.tokenizer, data.path, train_images)
         self.train_images, self.val_images = train_images, val_images
+        self.provenance = {
+            "data": config_to_dict(data),
+            "data_hash": train_images.content_hash,
+            "tokenizer": config.tokenizer,
+            "codes_hash": self.tokenizer.codes_hash,
+        }
         self.augmentation = Augmentation(train_images, data)
         torch.manual_seed(config.trainer.seed)
         labels = train_images.labels if config.class_conditional else None
@@ -56,10 +61,9 @@ class PriorTask:
         counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
         self.prior = Prior(
             config.prior,
-            self.tokenizer.config.quantizer.sizes,
+            Codebooks.of(self.tokenizer.quantizer),
             class_names,
             tuple(counts.tolist()) if counts is not None else (),
-            self.tokenizer.content_hash,
         ).to(runtime.device)
         self.prior.set_code_features(self.tokenizer.quantizer)
         self.model: nn.Module = self.prior
@@ -83,7 +87,7 @@ class PriorTask:
 
     def loss(self, step: int, part: slice) -> dict[str, Tensor]:
         indices = self.order(step)
-        generator = generator_for(self.config.trainer.seed, step, 5)
+        generator = stream_generator(self.config.trainer.seed, Stream.VIEW_CHOICE, step)
         views = torch.randint(self.config.views, (len(indices),), generator=generator)
         dropped = torch.rand(len(indices), generator=generator) < self.config.prior.label_dropout
         codes = self.train_codes.codes[views[part], indices[part]].long()
@@ -127,28 +131,38 @@ class PriorTask:
         )
 
     def draw_grid(self, step: int) -> None:
+        """Samples of seed 0, sorted by class; the same noise at every step of the training."""
         indices = torch.arange(GRID_SAMPLES)
         counts = self.prior.class_counts
-        labels = class_labels(0, indices, counts).sort().values if counts else None
-        codes = sample_codes(
-            self.prior, labels, indices, 0, self.tokenizer.num_codes, GRID_SETTINGS
-        )
+        labels = torch.full_like(indices, self.prior.no_class)
+        if counts:
+            labels = class_labels(0, indices, counts).sort().values
+
+        steps = self.prior.sequence.steps
+
+        def choose(step: int, logits: Tensor) -> Tensor:
+            probabilities = nucleus(logits.softmax(dim=-1), GRID_TOP_P)
+            return draw_codes(probabilities, 0, indices, steps[step])
+
+        codes = unroll(self.prior, labels, len(steps), choose)
         (self.folder / "grids").mkdir(exist_ok=True)
         images = to_uint8(self.tokenizer.decode(codes)).cpu()
         save_grid(self.folder / "grids" / f"step-{step:08d}.png", images, columns=16)
 
     def save_model(self) -> None:
-        self.prior.save_pretrained(self.folder / "model")
+        self.prior.save_pretrained(self.folder / "model", self.provenance)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "prior": self.prior.state_dict(),
-            "tokenizer_hash": self.prior.tokenizer_hash,
-            "data_hash": self.train_images.content_hash,
-        }
+        hashes = {key: self.provenance[key] for key in ("codes_hash", "data_hash")}
+        return {"prior": self.prior.state_dict(), **hashes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        before, now = state["tokenizer_hash"], self.prior.tokenizer_hash
+        if "codes_hash" not in state:
+            raise UserError(
+                f"{self.folder}: an older version of this program began this run, which cannot be "
+                "resumed; its model can be sampled and scored; choose another folder (out=...)"
+            )
+        before, now = state["codes_hash"], self.tokenizer.codes_hash
         if before != now:
             raise UserError(
                 f"{self.folder} was trained on tokenizer {before[:8]}, but {self.config.tokenizer} "
@@ -193,7 +207,7 @@ def report(
         "test": figures(test),
         "train": figures(on_train),
         "test_unigram": figures(unigram),
-        "fixed_length_bits_per_image": sum(task.tokenizer.config.quantizer.bits),
+        "fixed_length_bits_per_image": sum(task.tokenizer.quantizer.bits),
         "test_images": test_codes.codes.shape[1],
         "class_conditional": bool(prior.class_names),
         "steps": trained["steps"],
@@ -201,7 +215,7 @@ def report(
         "seconds": round(trained["seconds"], 1),
         "parameters": sum(parameter.numel() for parameter in prior.parameters()),
         "content_hash": prior.content_hash,
-        "tokenizer_hash": prior.tokenizer_hash,
+        "codes_hash": prior.provenance["codes_hash"],
         "machine": machine(),
         "versions": versions(),
     }

@@ -179,7 +179,7 @@ def test_stage_2_writes_its_run_folder(finished: tuple[Path, list[str]]) -> None
     assert prior.class_names == ("circles", "squares", "stripes")
     assert prior.class_counts == (22, 22, 22)
     tokenizer = Tokenizer.from_pretrained(folder / "runs" / "tokenizer")
-    assert result["tokenizer_hash"] == prior.tokenizer_hash == tokenizer.content_hash
+    assert result["codes_hash"] == prior.provenance["codes_hash"] == tokenizer.codes_hash
 
 
 def test_generation_writes_samples(finished: tuple[Path, list[str]]) -> None:
@@ -284,7 +284,6 @@ BAD_INPUT: list[tuple[str, str, str]] = [
         "tokenizer=runs/prior out=x",
         "runs/prior/model: holds a prior, but a tokeni",
     ),
-    (STAGE_2, "tokenizer=runs/tokenizer/model out=x", "runs/tokenizer/model: no tokenizer here"),
     (STAGE_2, "tiny-prior.yaml prior.width=128", "runs/prior holds a run with another prior.width"),
     (STAGE_2, "prior.with=3", "command line: unknown key 'prior.with' (did you mean 'prior.width'"),
     (STAGE_2, "views=0", "command line: views must be at least 1, not 0"),

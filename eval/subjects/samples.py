@@ -182,7 +182,7 @@ def _labels(files: Sequence[Sample], record: dict[str, Any]) -> tuple[str, ...] 
         return (settings["class"],) * len(files)
     if not counts:
         return None
-    from sampling.sampler import class_labels  # imports the prior, and only here
+    from stage2_prior.drawing import class_labels  # imports the prior, and only here
 
     # By the number in the name: an incomplete folder has gaps.
     numbers = torch.tensor([int(Path(file.key).stem) for file in files])

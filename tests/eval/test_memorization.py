@@ -36,6 +36,7 @@ from pqvae.images import encode_png, to_float
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import reconstruct
 from stage2_prior import Prior
+from stage2_prior.books import Codebooks
 from stage2_prior.config import PriorConfig
 
 CPU = torch.device("cpu")
@@ -252,8 +253,10 @@ def test_controls_are_decoded_by_the_generator_that_made_the_samples(
     config = DataConfig(path=str(tiny_run.data), image_size=16)
     train, test = open_dataset(config, "train"), open_dataset(config, "test")
     settings = PriorConfig(width=32, depth=1, heads=1, code_features=4)
-    prior = Prior(settings, (16,) * 6, train.class_names, (22,) * 3, tokenizer.content_hash)
-    nn.init.normal_(prior.head)
+    codebooks, counts = Codebooks.separate((16,) * 6), (22,) * 3
+    prior = Prior(settings, codebooks, train.class_names, counts)
+    for book in prior.books:
+        nn.init.normal_(book.head)
     record = {
         "prior": str(tmp_path / "prior"),
         "prior_hash": prior.save_pretrained(tmp_path / "prior"),

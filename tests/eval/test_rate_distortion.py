@@ -24,6 +24,7 @@ from pqvae.randomness import generator_for
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import reconstruct
 from stage2_prior import Prior
+from stage2_prior.books import Codebooks
 from stage2_prior.config import Config, PriorConfig
 from stage2_prior.task import unigram_bits
 
@@ -36,8 +37,9 @@ TINY = PriorConfig(width=32, depth=1, heads=1, code_features=4)
 def make_prior(tokenizer_hash: str = "", classes: tuple[str, ...] = CLASSES) -> Prior:
     """A prior that knows nothing: its head starts at zero, so that its biases alone decide."""
     torch.manual_seed(0)
-    prior = Prior(TINY, SIZES, classes, (1,) * len(classes), tokenizer_hash).eval()
-    torch.nn.init.zeros_(prior.head)
+    codebooks = Codebooks.separate(SIZES)
+    prior = Prior(TINY, codebooks, classes, (1,) * len(classes)).eval()
+    prior.provenance = {"codes_hash": tokenizer_hash}
     return prior
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from PIL import Image
 
 from eval.subjects.samples import open_samples
 from pqvae.images import to_uint8
+from sampling.folder import image_path, read_record
 from sampling.generate import main
-from sampling.sampler import SamplingSettings, class_labels, sample_codes
+from sampling.sampler import BLOCK_IMAGES, SamplingSettings, sample_codes
 from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.config import DirectConfig
 from stage2_prior import Prior, train
+from stage2_prior.drawing import class_labels
 
 CLASSES = ("circles", "squares", "stripes")
 SIZE = 16
@@ -68,17 +72,53 @@ def test_one_file_holds_the_images_of_the_folder(generate: Generate, tmp_path: P
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "samples.npz").read_bytes()
 
 
-def test_the_class_of_each_image_is_known_afterwards(
+def test_the_record_names_the_class_of_each_image(
     generate: Generate, prior: Path, tmp_path: Path
 ) -> None:
     assert generate(12, "--seed", 3) == 0
     counts = Prior.from_pretrained(prior).class_counts
-    drawn = [CLASSES[label] for label in class_labels(3, torch.arange(12), counts).tolist()]
-    assert open_samples(tmp_path / "samples").labels == tuple(drawn)
-    (tmp_path / "samples" / "images" / "000002.png").unlink()
-    assert open_samples(tmp_path / "samples").labels == tuple(drawn[:2] + drawn[3:])
+    drawn = class_labels(3, torch.arange(12), counts).tolist()
+    record = read_record(tmp_path / "samples")
+    assert record["labels"] == drawn
+    assert list(record["class_counts"]) == list(CLASSES)
+    assert open_samples(tmp_path / "samples").labels == tuple(CLASSES[label] for label in drawn)
     assert generate(12, "--seed", 3, "--class", "squares", "--out", tmp_path / "squares") == 0
-    assert open_samples(tmp_path / "squares").labels == ("squares",) * 12
+    assert read_record(tmp_path / "squares")["labels"] == [CLASSES.index("squares")] * 12
+
+
+def test_an_older_record_gets_its_labels_without_new_images(
+    generate: Generate, tmp_path: Path, capsys: Any
+) -> None:
+    assert generate(12, "--seed", 3) == 0
+    folder = tmp_path / "samples"
+    record = record_of(folder)
+    older = {key: value for key, value in record.items() if key != "labels"}
+    (folder / "samples.json").write_text(json.dumps(older))
+    times = {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+    capsys.readouterr()
+    assert generate(12, "--seed", 3) == 0
+    assert "(0 new" in capsys.readouterr().out
+    assert record_of(folder) == record
+    assert {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()} == times
+
+
+def test_a_prior_without_classes_leaves_the_labels_out(
+    generate: Generate, prior: Path, tmp_path: Path
+) -> None:
+    classless = Prior.from_pretrained(prior)
+    classless.class_names, classless.class_counts = (), ()
+    classless.class_embedding = torch.nn.Embedding(1, classless.config.width)
+    classless.save_pretrained(tmp_path / "classless")
+    assert generate(3, "--prior", tmp_path / "classless") == 0
+    record = record_of(tmp_path / "samples")
+    assert (record["labels"], record["class_counts"]) == (None, {})
+
+
+def test_the_tokenizer_may_be_given(generate: Generate, tiny_run: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run.tokenizer / "model", copy)
+    assert generate(3, "--tokenizer", copy) == 0
+    assert record_of(tmp_path / "samples")["tokenizer"] == str(copy)
 
 
 def test_the_folder_says_what_it_holds(
@@ -128,17 +168,25 @@ def test_the_pictures_are_the_decoded_prefixes_of_the_sampled_codes(
 
 
 @pytest.mark.parametrize("guidance", [1, 2])
-def test_the_files_are_the_same_whatever_the_batch_size(
+def test_the_files_are_the_same_whatever_is_made_beside_them(
     generate: Generate, tmp_path: Path, guidance: int
 ) -> None:
-    assert generate(12, "--guidance", guidance) == 0
+    n = 2 * BLOCK_IMAGES["cpu"] + 2
+    assert generate(n, "--guidance", guidance) == 0
     folder = tmp_path / "samples"
     expected = pictures(folder)
-    assert len({hashlib.sha256(data).digest() for data in expected.values()}) > 6
-    for size in (1, 5):
+    assert len({hashlib.sha256(data).digest() for data in expected.values()}) > n / 2
+    for size in (1, 100):
         folder.rename(tmp_path / f"before {size}")
-        assert generate(12, "--guidance", guidance, "--batch-size", size) == 0
+        assert generate(n, "--guidance", guidance, "--batch-size", size) == 0
         assert pictures(folder) == expected
+    for index in (3, n - 3, n - 1):  # as a kill leaves it
+        image_path(folder, index).unlink()
+    assert generate(n, "--guidance", guidance) == 0
+    assert pictures(folder) == expected
+    folder.rename(tmp_path / "before fewer")
+    assert generate(5, "--guidance", guidance) == 0
+    assert pictures(folder) == dict(list(expected.items())[:5])
 
 
 def test_it_goes_on_where_it_was_cut(generate: Generate, tmp_path: Path, capsys: Any) -> None:
@@ -264,5 +312,25 @@ def test_a_foreign_folder_is_left_alone(generate: Generate, tmp_path: Path, caps
     assert "is not a folder of samples; choose another one (--out)" in capsys.readouterr().err
     (folder / "samples.json").write_text("[1]")
     assert generate(2) == 2
-    assert "samples.json: not the record of samples" in capsys.readouterr().err
+    assert "samples.json: not a JSON object, so no record of samples" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["samples.json", "thesis.txt"]
+
+
+def test_training_another_decoder_leaves_samples_and_prior_valid(
+    prior: Path, tiny_run: Any, tmp_path: Path
+) -> None:
+    copy = tmp_path / "tokenizer"
+    tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    tokenizer.save_pretrained(copy)
+    arguments = ["--prior", str(prior), "--tokenizer", str(copy), "--device", "cpu"]
+    arguments += ["--out", str(tmp_path / "samples")]
+    assert main(["--n", "3", *arguments]) == 0
+    tokenizer.add_decoder("other", DirectConfig())
+    tokenizer.save_pretrained(copy)
+    assert main(["--n", "4", *arguments]) == 0
+    record = record_of(tmp_path / "samples")
+    assert record["tokenizer_hash"] == Tokenizer.from_pretrained(copy).content_hash
+    with torch.no_grad():
+        next(tokenizer.decoder().parameters()).add_(0.1)
+    tokenizer.save_pretrained(copy)
+    assert main(["--n", "5", *arguments]) == 2  # these would be other pictures

@@ -68,19 +68,19 @@ def files(folder: Path) -> dict[Path, tuple[int, int]]:
 
 @contextlib.contextmanager
 def counted(tokenizer: Tokenizer, fail_at: int = -1) -> Iterator[list[int]]:
-    """How many images each call of the encoder gets; the call of this number fails."""
+    """How many images each call of ``encode`` gets; the call of this number fails."""
     sizes: list[int] = []
+    encode = tokenizer.encode
 
-    def count(_module: object, inputs: tuple[Tensor]) -> None:
+    def count(images: Tensor) -> Tensor:
         if len(sizes) == fail_at:
             raise RuntimeError("the power is gone")
-        sizes.append(len(inputs[0]))
+        sizes.append(len(images))
+        return encode(images)
 
-    hook = tokenizer.encoder.register_forward_pre_hook(count)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "encode", count)
         yield sizes
-    finally:
-        hook.remove()
 
 
 def content(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -148,10 +148,20 @@ def test_unaugmented_images_have_one_file_with_and_without_augmentation(
     assert files(tmp_path) == before
 
 
+def test_what_is_encoded_at_once_changes_no_code(
+    encode: Encode, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encode(folder="at once").codes
+    monkeypatch.setattr(codes_module, "chunk_size", lambda image_size: 5)  # as of large images
+    with counted(tokenizer) as sizes:
+        assert torch.equal(encode(folder="in parts").codes, expected)
+    assert sizes == [5, 5, 2] * VIEWS
+
+
 def test_an_interrupted_encoding_keeps_the_views_that_are_done(
     encode: Encode, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codes_module, "CHUNK", 5)  # 12 images in three chunks
+    monkeypatch.setattr(codes_module, "BLOCK", 5)  # 12 images in three blocks
     expected = encode(folder="uninterrupted").codes
     with counted(tokenizer, fail_at=3 + 1) as sizes, pytest.raises(RuntimeError, match="power"):
         encode()
@@ -166,16 +176,28 @@ def test_an_interrupted_encoding_keeps_the_views_that_are_done(
     assert len(files(tmp_path)) == VIEWS
 
 
+def test_another_decoder_finds_the_codes_again(
+    encode: Encode, tiny_run: Any, tmp_path: Path
+) -> None:
+    first, before = encode(), files(tmp_path)
+    other = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    with torch.no_grad():
+        for parameter in other.decoder().parameters():
+            parameter.zero_()
+    with counted(other) as sizes:
+        assert torch.equal(encode(tokenizer=other).codes, first.codes)
+    assert sizes == []
+    assert files(tmp_path) == before
+
+
 def test_other_arguments_do_not(
     encode: Encode, tokenizer: Tokenizer, tiny_run: Any, tmp_path: Path
 ) -> None:
     first = encode()
     other = Tokenizer.from_pretrained(tiny_run.tokenizer)
     with torch.no_grad():
-        for buffer in (other.quantizer.vectors, other.quantizer.factors, other.quantizer.biases):
-            buffer[0] = buffer[0].flip(0)
-    other.save_pretrained(tmp_path / "other")
-    assert other.content_hash != tokenizer.content_hash
+        other.encoder.shortcut.weight.neg_()
+    assert other.codes_hash != tokenizer.codes_hash
     variants: list[tuple[dict[str, Any], int]] = [  # and how many views are other ones
         ({"tokenizer": other}, VIEWS),
         ({"seed": 1}, VIEWS - 1),

@@ -1,0 +1,45 @@
+"""Write docs/commands.md from what every command says of itself: ``python docs/write_commands.py``."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("commands.md")
+MODULES = (
+    "stage1_tokenizer.train",
+    "stage1_tokenizer.reconstruct",
+    "stage2_prior.train",
+    "sampling.generate",
+    "eval.fid",
+    "eval.reconstruction",
+    "eval.rate_distortion",
+    "eval.probe",
+    "eval.memorization",
+)
+HEAD = """# Every option of every command
+
+What each command prints for `--help`; `python docs/write_commands.py` writes this page.
+"""
+
+
+def help_of(module: str) -> str:
+    """What the command prints, 100 columns wide."""
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=PAGE.parents[1],
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [f"\n## python -m {name}\n\n```\n{help_of(name).rstrip()}\n```\n" for name in MODULES]
+    return HEAD + "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,176 @@
+"""What ``sampling.generate`` does: open the models, fill the folder block by block, record it."""
+
+import argparse
+import shlex
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pqvae import distributed
+from pqvae.config import config_to_dict
+from pqvae.console import Progress
+from pqvae.errors import UserError
+from pqvae.images import to_uint8
+from pqvae.pretrained import recorded_data
+from pqvae.runtime import select_device, versions
+from sampling.folder import close_folder, open_folder, write_image, write_npz
+from sampling.sampler import SamplingSettings, block_size, sample_codes
+from stage1_tokenizer import Tokenizer
+from stage2_prior import Prior
+from stage2_prior.drawing import class_labels
+from stage2_prior.provenance import open_tokenizer_of
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Generate as the arguments say, or fill up what an earlier call left.
+
+    Args:
+        args: Parsed, as ``sampling.generate`` documents them.
+        arguments: As typed, for the record.
+    """
+    started = time.monotonic()
+    device = select_device(args.device)
+    if not args.prior.is_dir():
+        raise UserError(
+            f"{args.prior}: no prior here; run python -m stage2_prior.train, or give --prior FOLDER"
+        )
+    prior = Prior.from_pretrained(args.prior).to(device)
+    tokenizer, tokenizer_folder = open_tokenizer_of(prior, args.prior, args.tokenizer)
+    tokenizer.to(device)
+    settings = _settings(args, prior)
+    record = _record(args, prior, tokenizer, settings)
+    record |= {
+        "tokenizer": str(tokenizer_folder),
+        "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
+    }
+    with distributed.process_group(device):
+        missing = distributed.on_rank_zero(lambda: open_folder(args.out, record))
+        _generate(args, record, missing, tokenizer, prior, settings)
+        distributed.barrier()
+        distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
+    if distributed.is_rank_zero():
+        seconds = time.monotonic() - started
+        scored = "" if args.out == Path("runs/samples") else f" --samples {args.out}"
+        print(
+            f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); "
+            f"look at {args.out}/grid.png, then: python -m eval.fid{scored}"
+        )
+
+
+def _settings(args: argparse.Namespace, prior: Prior) -> SamplingSettings:
+    try:
+        settings = SamplingSettings(
+            temperature=args.temperature, top_p=args.top_p, guidance=args.guidance
+        )
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    if settings.guidance != 1 and not prior.class_names:
+        raise UserError("--guidance: this prior has no classes to be guided to")
+    return settings
+
+
+def _record(
+    args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer, settings: SamplingSettings
+) -> dict[str, Any]:
+    """What ``samples.json`` says, but for where the tokenizer is and what was typed."""
+    prefix_length = args.prefix or tokenizer.num_codes
+    if prefix_length not in tokenizer.quantizer.cuts:
+        known = f"1 to {tokenizer.num_codes}"
+        if len(tokenizer.quantizer.cuts) < tokenizer.num_codes:
+            known = " or ".join(map(str, tokenizer.quantizer.cuts))
+        raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
+    label = _label(args.class_name, prior.class_names)
+    labels = None
+    if label is not None:
+        labels = [label] * args.n
+    elif prior.class_names:
+        labels = class_labels(args.seed, torch.arange(args.n), prior.class_counts).tolist()
+    provenance = prior.provenance if "data" in prior.provenance else tokenizer.provenance
+    data = {}
+    if "data" in provenance:
+        data = config_to_dict(recorded_data(provenance, str(args.prior), None, ""))
+    return {
+        "n": args.n,
+        "seed": args.seed,
+        "settings": {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "guidance": settings.guidance,
+            "class": None if label is None else prior.class_names[label],
+            "prefix": prefix_length,
+        },
+        "prior": str(args.prior),
+        "prior_hash": prior.content_hash,
+        "tokenizer_hash": tokenizer.content_hash,
+        "codes_hash": tokenizer.codes_hash,
+        "decoder_hash": tokenizer.decoder_hash(),
+        "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
+        "data": data,
+        "versions": versions(),
+        "labels": labels,
+    }
+
+
+def _label(name: str | None, class_names: tuple[str, ...]) -> int | None:
+    if name is None:
+        return None
+    if not class_names:
+        raise UserError(f"--class {name}: this prior was trained without classes")
+    if name in class_names:
+        return class_names.index(name)
+    if name.isascii() and name.isdecimal() and int(name) < len(class_names):
+        return int(name)
+    raise UserError(f"--class {name}: the classes are {', '.join(class_names)}")
+
+
+def _generate(
+    args: argparse.Namespace,
+    record: dict[str, Any],
+    missing: list[int],
+    tokenizer: Tokenizer,
+    prior: Prior,
+    settings: SamplingSettings,
+) -> None:
+    """Make this process's share of the missing images.
+
+    Always whole blocks are made, the same ones, whichever of their images are missing: image i has
+    its place in block i // size and the same images beside it, so that not even rounding can make
+    it depend on the other arguments, on what an earlier call left, or on the number of processes.
+    """
+    size = block_size(prior.device)
+    fixed = None if args.class_name is None else record["labels"][0]
+    progress = Progress("sampling", args.n)
+    progress.skip(args.n - len(missing))
+    wanted, world = set(missing), distributed.world_size()
+    blocks = torch.tensor(sorted({index // size for index in missing}), dtype=torch.int64)
+    rounds = blocks[distributed.rank() :: world].split(max(1, round(args.batch_size / size)))
+    with ThreadPoolExecutor(2) as writers:
+        for numbers in rounds if len(blocks) > distributed.rank() else ():
+            indices = (numbers.unsqueeze(1) * size + torch.arange(size)).flatten()
+            labels = None
+            if fixed is not None:
+                labels = torch.full_like(indices, fixed)
+            elif prior.class_names:
+                labels = class_labels(args.seed, indices, prior.class_counts)
+            prefix = record["settings"]["prefix"]
+            codes = sample_codes(prior, labels, indices, args.seed, prefix, settings)
+            images = to_uint8(tokenizer.decode(codes)).cpu()
+            made = [
+                writers.submit(write_image, args.out, index, image)
+                for index, image in zip(indices.tolist(), images, strict=True)
+                if index in wanted
+            ]
+            for written in made:
+                written.result()  # a full disk is raised here
+            progress.advance(min(world * len(made), len(missing)))
+    progress.close()
+
+
+def _finish(args: argparse.Namespace, record: dict[str, Any], image_size: int) -> None:
+    if args.npz:
+        write_npz(args.npz, args.out, args.n, image_size)
+    close_folder(args.out, record, image_size)

@@ -1,0 +1,111 @@
+"""Which tokenizer and images a prior belongs to, and where they are now."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pqvae.data.dataset import ImageDataset
+from pqvae.errors import UserError
+from stage1_tokenizer import Tokenizer
+from stage2_prior.prior import Prior
+
+
+def open_tokenizer(folder: str) -> Tokenizer:
+    """The tokenizer in a run or model folder of stage 1.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"{folder}: no tokenizer here; "
+            f"run python -m stage1_tokenizer.train, or give tokenizer=FOLDER"
+        )
+    return Tokenizer.from_pretrained(folder)
+
+
+def check_data(tokenizer: Tokenizer, folder: str, path: str, images: ImageDataset) -> None:
+    """Check that these are the images that a tokenizer was trained on, as far as it knows.
+
+    Raises:
+        UserError: They are others.
+    """
+    before = tokenizer.provenance.get("data_hash")
+    if before not in (None, images.content_hash):
+        raise UserError(
+            f"{folder} was trained on other images than those in {path}; restore them, or say "
+            "where they are now (data.path=...)"
+        )
+
+
+def open_tokenizer_of(
+    prior: Prior, folder: Path, given: Path | None = None
+) -> tuple[Tokenizer, Path]:
+    """Find and load the tokenizer whose codes a prior was trained on.
+
+    It is known by its hash. So it is looked for where the prior's folder says, seen from here and
+    from where that was typed, and else among the folders beside the prior's.
+
+    Args:
+        prior: The prior.
+        folder: Where it was loaded from.
+        given: The tokenizer's folder, if the user says so; no other is tried then.
+
+    Returns:
+        The tokenizer, in evaluation mode on the CPU, and its folder.
+
+    Raises:
+        UserError: There is none, or it is another one; names --tokenizer.
+    """
+    recorded = prior.provenance.get("tokenizer", "")
+    places = [given] if given else _recorded_places(recorded, prior)
+    others: list[tuple[Path, str]] = []
+    for place in places:
+        tokenizer = Tokenizer.from_pretrained(place)
+        wanted, found = tokenizer_hashes(prior, tokenizer)
+        if wanted == found:
+            return tokenizer, place
+        others.append((place, found))
+    for place in () if given else _neighbours(folder):
+        try:
+            tokenizer = Tokenizer.from_pretrained(place)
+        except UserError:  # not a tokenizer, or a damaged one
+            continue
+        wanted, found = tokenizer_hashes(prior, tokenizer)
+        if wanted == found:
+            return tokenizer, place
+    short = _wanted(prior)[:8] or "of an unknown hash"
+    if others:
+        place, found = others[0]
+        raise UserError(
+            f"{folder} was trained on tokenizer {short}, but {place} is {found[:8]}; "
+            "pass --tokenizer FOLDER, or train the prior again"
+        )
+    raise UserError(
+        f"{recorded or folder}: no tokenizer here, and {folder} was trained on {short}; "
+        "pass --tokenizer FOLDER"
+    )
+
+
+def tokenizer_hashes(prior: Prior, tokenizer: Tokenizer) -> tuple[str, str]:
+    """What a prior wants its tokenizer's hash to be, and what it is.
+
+    The codes count, whatever decodes them; priors of version 1 knew the whole tokenizer's hash.
+    """
+    by_codes = "tokenizer_hash" not in prior.provenance
+    return _wanted(prior), tokenizer.codes_hash if by_codes else tokenizer.content_hash
+
+
+def _wanted(prior: Prior) -> str:
+    provenance = prior.provenance
+    return provenance.get("tokenizer_hash") or provenance.get("codes_hash") or ""
+
+
+def _recorded_places(recorded: str, prior: Prior) -> list[Path]:
+    places = [Path(recorded), Path(prior.provenance.get("home", ""), recorded)] if recorded else []
+    return [place for place in dict.fromkeys(places) if place.is_dir()]
+
+
+def _neighbours(folder: Path) -> Iterator[Path]:
+    folder = folder.resolve()
+    run = folder.parent if folder.name == "model" else folder
+    yield from (place for place in sorted(run.parent.iterdir()) if place.is_dir() and place != run)

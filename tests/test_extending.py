@@ -1,0 +1,171 @@
+"""Every example of docs/extending.md adds its part from one file, and what it adds is used."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from eval.measures.metrics import METRICS
+from pqvae.config_help import describe_keys
+from pqvae.data import sources
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import open_dataset
+from pqvae.images import to_float
+from stage1_tokenizer import Tokenizer, decoders, quantizers
+from stage1_tokenizer import config as stage1_config
+from stage1_tokenizer.train import main as train
+from stage2_prior.books import Codebooks
+from stage2_prior.config import PriorConfig
+from stage2_prior.prior import Prior
+from stage2_prior.sequence import Sequence
+from stage2_prior.unroll import unroll
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyRun
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+EXAMPLES = dict(re.findall(r"^```python (\w+)\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M))
+TABLES: list[dict[Any, Any]] = [
+    stage1_config.QUANTIZERS,
+    stage1_config.DECODERS,
+    quantizers.KINDS,
+    decoders.KINDS,
+    sources.SOURCES,
+    METRICS,
+]
+
+
+@pytest.fixture(autouse=True)
+def tables() -> Iterator[None]:
+    """The tables as they were, after each test."""
+    before = [dict(table) for table in TABLES]
+    yield
+    for table, entries in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def load(name: str, folder: Path) -> ModuleType:
+    """Write an example into a file of its own, and import that."""
+    path = folder / f"added_{name}.py"
+    path.write_text(EXAMPLES[name], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[path.stem]
+    return module
+
+
+def small_prior(sequence: Sequence | None = None) -> Prior:
+    torch.manual_seed(0)
+    codebooks = Codebooks((16, 9, 16, 5, 16), (0, 1, 0, 2, 0), (None, None, None))
+    config = PriorConfig(width=64, depth=2, heads=2, code_features=4)
+    prior = Prior(config, codebooks, ("a", "b"), (1, 1), sequence)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return prior.eval()
+
+
+def test_each_recipe_has_an_example() -> None:
+    assert set(EXAMPLES) == {"quantizer", "source", "score", "decoder", "order", "coder"}
+    for name, text in EXAMPLES.items():
+        assert len(text.splitlines()) <= 70, name
+
+
+def test_a_quantizer_trains_through_the_one_loop(tmp_path: Path, tiny_run: "TinyRun") -> None:
+    load("quantizer", tmp_path)
+    keys = {row.key: row.kind for row in describe_keys(stage1_config.Config)}
+    assert "signs" in keys["quantizer.num_codes"]
+    out = tmp_path / "run"
+    settings = ["data.image_size=16", "trainer.steps=20", "trainer.batch_size=32"]
+    settings += ["architecture.widths=16,32", "architecture.latent_channels=4", "device=cpu"]
+    settings += ["quantizer.kind=signs", "quantizer.num_codes=4", "trainer.evaluate_every=10"]
+    assert train([f"out={out}", f"data.path={tiny_run.data}", *settings]) == 0
+    tokenizer = Tokenizer.from_pretrained(out)
+    dataset = open_dataset(DataConfig(path=str(tiny_run.data), image_size=16), "train")
+    images = to_float(dataset.images(range(len(dataset))))
+    codes = tokenizer.encode(images)
+    assert codes.shape == (len(dataset), 4)
+    assert len(codes.unique()) > 50
+    with torch.no_grad():
+        latents = tokenizer.latents(images)
+        prefixes = [tokenizer.quantizer.decode(codes[:, :k]) for k in (1, 2, 4)]
+    errors = [float((latents - prefix).square().mean()) for prefix in prefixes]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_source_is_opened_by_its_path(tmp_path: Path) -> None:
+    load("source", tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
+    np.save(tmp_path / "pictures.npy", pixels)
+    config = DataConfig(path=str(tmp_path / "pictures.npy"), image_size=16)
+    train_images, test_images = open_dataset(config, "train"), open_dataset(config, "test")
+    assert len(train_images) + len(test_images) + len(open_dataset(config, "val")) == 60
+    index = int(train_images.keys[0])
+    found = train_images.images([0])[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(found, pixels[index])
+    assert len(open_dataset(DataConfig(), "test")) > 600  # the others are still there
+
+
+def test_a_decoder_is_kept_beside_the_faithful_one(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    added = load("decoder", tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path / "one")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "one")
+    codes = tokenizer.encode(torch.rand(3, 3, 16, 16) * 2 - 1)
+    tokenizer.add_decoder("linear", added.LinearConfig())
+    tokenizer.save_pretrained(tmp_path / "two")
+    again = Tokenizer.from_pretrained(tmp_path / "two")
+    assert list(again.decoders) == ["faithful", "linear"]
+    assert torch.equal(again.decode(codes), tiny_tokenizer.decode(codes))
+    assert torch.equal(again.decode(codes, "linear"), tokenizer.decode(codes, "linear"))
+    assert not torch.equal(again.decode(codes, "linear"), again.decode(codes))
+    assert again.codes_hash == tiny_tokenizer.codes_hash
+    assert again.content_hash != tiny_tokenizer.content_hash
+
+
+def test_an_order_is_kept_and_unrolled(tmp_path: Path) -> None:
+    order = load("order", tmp_path).in_pairs(5)
+    assert order.steps == ((0, 1), (2, 3), (4,))
+    small_prior(order).save_pretrained(tmp_path / "prior")
+    prior = Prior.from_pretrained(tmp_path / "prior")
+    seen = []
+
+    def choose(step: int, logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.log_softmax(2))
+        return logits.argmax(2)
+
+    codes = unroll(prior, torch.tensor([0, 1]), 3, choose)
+    assert codes.shape == (2, 5)
+    logs = torch.cat(seen, dim=1).gather(2, codes.unsqueeze(2)).squeeze(2)
+    bits = prior.bits(codes, torch.tensor([0, 1]))
+    assert torch.allclose(-logs / np.log(2), bits, atol=1e-4)  # cached against whole, float32
+
+
+def test_a_coder_writes_what_the_prior_says_and_reads_it_back(tmp_path: Path) -> None:
+    coder = load("coder", tmp_path)
+    for sequence in (None, load("order", tmp_path).in_pairs(5)):
+        prior = small_prior(sequence)
+        sizes = torch.tensor(prior.sizes)
+        for seed in range(20):
+            generator = torch.Generator().manual_seed(seed)
+            codes = (torch.rand(5, generator=generator) * sizes).long()
+            number, bits = coder.encode(prior, codes, seed % 2)
+            assert 0 <= number < 1 << bits
+            cost = prior.bits(codes.unsqueeze(0), torch.tensor([seed % 2])).sum()
+            ideal = float(cost.detach())
+            assert bits < ideal + 2.1  # whole bits, and frequencies of 16 bits
+            assert torch.equal(coder.decode(prior, number, bits, seed % 2), codes)
