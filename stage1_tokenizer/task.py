@@ -245,7 +245,7 @@ def run(config: Config) -> None:
         with open_run(config, folder):
             say(f"training on {runtime}")
             say(config_to_yaml(config))
-            trained = train(task, config.trainer, runtime, folder)
+            trained = train(task, config.trainer, runtime, folder, config_to_dict(config))
             distributed.on_rank_zero(lambda: finish(task, trained))
 
 

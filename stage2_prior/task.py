@@ -231,7 +231,7 @@ def run(config: Config) -> None:
             task.encode_splits()
             say(f"training on {runtime}")
             say(config_to_yaml(config))
-            trained = train(task, config.trainer, runtime, folder)
+            trained = train(task, config.trainer, runtime, folder, config_to_dict(config))
             test_codes = task.encode(task.test_images, None, 1)
             distributed.on_rank_zero(lambda: finish(task, test_codes, trained))
 
