@@ -19,9 +19,9 @@ import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.measures.metrics import compute
-from eval.networks.extractors import load_extractor
-from eval.networks.features import extract
+from eval.measures.generation import compute
+from eval.measures.statistics import Reference
+from eval.networks.extractor import FeatureExtractor, load_network
 from pqvae.cli import Parser, command, positive_int
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = select_device(args.device)
     train = open_dataset(DataConfig(), "train")
     sides = range(args.n), range(args.n, 2 * args.n)
-    extractor = load_extractor("inception")
+    network = load_network("inception")
     subset_size = min(1000, args.n)
 
     def plain(weights: Path) -> tuple[float, float]:
@@ -69,15 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return found["frechet_inception_distance"], found["kernel_inception_distance_mean"]
 
     def ours(cache: Path) -> tuple[float, float]:
-        first, second = (
-            extract(extractor, train, side, device=device, cache=cache) for side in sides
-        )
-        found = compute(["fid", "kid"], first, second)
+        extract = FeatureExtractor(network, device, cache=cache)
+        first, second = (extract(train, side) for side in sides)
+        found = compute(["fid", "kid"], first, Reference(second))
         return found["fid"], found["kid"]
 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "weights.pth")
-        torch.save(extractor.network.state_dict(), weights)
+        torch.save(network.module.state_dict(), weights)
         runs = {
             "plain torch-fidelity": lambda: plain(weights),
             "ours, empty cache": lambda: ours(Path(folder, "cache")),

@@ -1,4 +1,4 @@
-"""Write docs/commands.md from what every command says of itself: ``python docs/write_commands.py``."""
+"""Write docs/commands.md from what every command says for ``--help``."""
 
 import os
 import subprocess

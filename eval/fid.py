@@ -3,23 +3,19 @@
 import argparse
 import difflib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.networks.extractors import EXTRACTORS
+from eval.measures.metrics import METRICS
 from eval.report.options import (
+    add_extractor,
     add_report,
     add_samples,
-    add_weights,
     report_of_samples,
-    report_path,
-    typed,
+    request,
 )
 from pqvae.cli import Parser, command, positive_int
 from pqvae.errors import UserError
-
-METRICS = ("fid", "kid", "isc", "prc")
 
 EXAMPLES = """\
   python -m eval.fid
@@ -33,63 +29,18 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    started = time.monotonic()
-    metrics = _metrics(args.metrics)
-    output = report_path(args.json, report_of_samples(args.samples, "fid"))
+    args.metrics = _metrics(args.metrics)
+    asked = request("eval.fid", arguments, args.json, report_of_samples(args.samples, "fid"))
     exported = args.export_reference
     if exported:
-        if "fid" not in metrics:
+        if "fid" not in args.metrics:
             raise UserError(f"--export-reference {exported} needs fid among the --metrics")
         if not exported.parent.is_dir():
             raise UserError(f"--export-reference {exported}: there is no folder {exported.parent}")
 
-    from eval.measures.generation import columns, open_floor, score
-    from eval.measures.statistics import read_statistics, write_statistics
-    from eval.networks.extractors import load_extractor
-    from eval.networks.features import default_cache
-    from eval.report.report import format_report, make_report, write_report
-    from eval.subjects.samples import open_samples, reference_config
-    from pqvae.data.dataset import open_dataset
-    from pqvae.runtime import select_device
+    from eval.report.fid import report_fid
 
-    device = select_device(args.device)
-    samples = open_samples(args.samples, args.n)
-    published = Path(args.reference) if (args.reference or "").endswith(".npz") else None
-    if published is None:
-        config = reference_config(samples, args.reference)
-        reference, test = open_dataset(config, "train"), open_floor(config)
-        extractor = load_extractor(args.extractor, args.weights)
-    else:
-        extractor = load_extractor(args.extractor, args.weights)
-        reference, test = read_statistics(published, extractor), None
-    result = score(
-        samples,
-        reference,
-        test,
-        extractor,
-        metrics,
-        by_class=args.by_class,
-        reference_n=args.reference_n,
-        device=device,
-        batch_size=args.batch_size,
-        cache=default_cache(),
-    )
-    report = make_report(
-        result.rows,
-        result.facts,
-        result.notes,
-        device=device,
-        command=typed("eval.fid", arguments),
-        started=started,
-    )
-    print(format_report(report, columns(extractor)), flush=True)
-    write_report(report, output)
-    if exported and result.reference is not None:
-        write_statistics(exported, result.reference, extractor)
-        print(f"\nwrote {exported}: mean and covariance of the reference")
-    grid = args.samples / "grid.png"
-    look = f"look at {grid} beside it" if grid.is_file() else "look at the pictures beside it"
-    print(f"\nwrote {output}; a score is not a picture: {look}")
+    report_fid(args, asked)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,14 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"of {','.join(METRICS)} (default: %(default)s)",
     )
-    add("--by-class", action="store_true", help="also FID and KID of each class")
-    add(
-        "--extractor",
-        choices=EXTRACTORS,
-        default="inception",
-        help="lite0: a small network, in seconds; its scores are fd_lite0, kd_lite0, no FID",
-    )
-    add_weights(parser)
+    few = " and ".join(name.upper() for name, metric in METRICS.items() if metric.of_classes)
+    add("--by-class", action="store_true", help=f"also {few} of each class")
+    about = "lite0: a small network, in seconds; its scores are fd_lite0, kd_lite0, no FID"
+    add_extractor(parser, "inception", about)
     add_report(parser, "DIR/fid.json")
     add("--batch-size", type=positive_int, metavar="B", help="images per forward pass")
     return parser

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pqvae import distributed
+from pqvae import __version__, distributed
 from pqvae.errors import UserError
 
 
@@ -77,8 +77,6 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    from pqvae import __version__
-
     return {
         "pqvae": __version__,
         "python": platform.python_version(),

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pqvae.data.batches import map_images
 from pqvae.data.dataset import ImageDataset
 from pqvae.images import psnr, save_grid, to_float, to_uint8
 from stage1_tokenizer.tokenizer import Tokenizer
@@ -67,12 +68,13 @@ def measure_psnr(
     tokenizer: Tokenizer, dataset: ImageDataset, lengths: Sequence[int], limit: int
 ) -> list[float]:
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
-    values = []
-    for chunk in evenly_spaced_indices(dataset, min(limit, len(dataset))).split(256):
-        originals = dataset.images(chunk)
+
+    def of_images(originals: Tensor) -> Tensor:
         decoded = reconstruct(tokenizer, originals, lengths)
-        values.append(torch.stack([psnr(images, originals) for images in decoded]))
-    return torch.cat(values, dim=1).mean(1).tolist()
+        return torch.stack([psnr(images, originals) for images in decoded], dim=1)
+
+    indices = evenly_spaced_indices(dataset, min(limit, len(dataset)))
+    return map_images(dataset, indices, of_images).T.contiguous().mean(1).tolist()
 
 
 @torch.inference_mode()
@@ -82,9 +84,11 @@ def residual_shares(tokenizer: Tokenizer, dataset: ImageDataset, limit: int) -> 
     Less on training images than on held-out ones: entries that saw too few images.
     """
     quantizer = tokenizer.quantizer
-    energies = torch.zeros(len(quantizer.cuts) + 1)
-    for chunk in evenly_spaced_indices(dataset, min(limit, len(dataset))).split(256):
-        latents = tokenizer.latents(to_float(dataset.images(chunk)).to(tokenizer.device))
-        description = quantizer.describe_by(latents, quantizer.encode(latents))
-        energies += description.left().sum(1).cpu()
+
+    def left(images: Tensor) -> Tensor:
+        latents = tokenizer.latents(to_float(images).to(tokenizer.device))
+        return quantizer.describe_by(latents, quantizer.encode(latents)).left().T
+
+    indices = evenly_spaced_indices(dataset, min(limit, len(dataset)))
+    energies = map_images(dataset, indices, left).sum(0)
     return (energies[1:] / energies[0]).tolist()

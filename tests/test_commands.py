@@ -352,7 +352,8 @@ def retrain(folder: Path) -> None:
     """Stand in for a tokenizer that was trained anew in the same folder."""
     tokenizer = Tokenizer.from_pretrained(folder)
     with torch.no_grad():
-        tokenizer.quantizer.vectors[0] = tokenizer.quantizer.vectors[0].flip(0)
+        first = next(tokenizer.encoder.parameters())
+        first.copy_(first.flip(0))
     tokenizer.save_pretrained(folder / "model")
 
 

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from eval.fid import main as score_samples
+from eval.measures.generation import compute
 from eval.measures.metrics import METRICS
+from eval.measures.statistics import Reference
+from eval.networks.features import Features
 from pqvae.config_help import describe_keys
 from pqvae.data import sources
 from pqvae.data.config import DataConfig
@@ -117,6 +121,20 @@ def test_a_source_is_opened_by_its_path(tmp_path: Path) -> None:
     found = train_images.images([0])[0].permute(1, 2, 0).numpy()
     assert np.array_equal(found, pixels[index])
     assert len(open_dataset(DataConfig(), "test")) > 600  # the others are still there
+
+
+def test_a_score_is_named_and_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = load("score", tmp_path)
+    monkeypatch.setitem(sys.modules, added.__name__, added)  # as an installed file is
+    with pytest.raises(SystemExit):
+        score_samples(["--help"])
+    assert "prc,mean_distance" in capsys.readouterr().out
+    images, real = Features(torch.zeros(3, 4), None, ""), Features(torch.ones(5, 4), None, "")
+    found = compute(["mean_distance"], images, Reference(real))
+    assert found == {"mean_distance": pytest.approx(2)}
+    assert "mean_distance-tiny" in compute(["mean_distance"], images, Reference(real), "-tiny")
 
 
 def test_a_decoder_is_kept_beside_the_faithful_one(

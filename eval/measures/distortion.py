@@ -1,17 +1,60 @@
 """How far images are from their originals, image by image; PSNR is in ``pqvae.images``."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.networks import lite0
 from eval.networks.lite0 import Lite0
+from eval.subjects.selection import Selection
+from eval.subjects.tokenized import decode
+from pqvae.data.batches import map_images
 from pqvae.errors import UserError
+from pqvae.images import to_float
+from stage1_tokenizer import Tokenizer
 
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels, of the Gaussian in the window
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 BLOCKS = (0, 2, 4, 10, 15)  # of lite0, beside its stem: one or two from each resolution
 LEAST_SIDE = 64  # pixels; of smaller images the last blocks would see a single position
+
+Measure = Callable[[Tensor, Tensor], Tensor]  # of images and originals uint8 (B, 3, H, W): (B,)
+
+
+def measure(
+    tokenizer: Tokenizer,
+    images: Selection,
+    lengths: Sequence[int],
+    measures: Mapping[str, Measure],
+    beam: int = 1,
+    refine: int = 0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Encode images once, and compare what prefixes of their codes decode to with the originals.
+
+    Args:
+        tokenizer: On the device to work on.
+        images: The originals.
+        lengths: Prefix lengths, L.
+        measures: What to measure, by name.
+        beam: As in ``Tokenizer.encode``.
+        refine: As in ``Tokenizer.encode``.
+
+    Returns:
+        Codes, int64 (n, N), and by name the values of each image, (n, L); all on the CPU.
+    """
+
+    def compare(originals: Tensor) -> tuple[Tensor, ...]:
+        codes = tokenizer.encode(to_float(originals).to(tokenizer.device), beam, refine)
+        decoded = [decode(tokenizer, codes[:, :k]) for k in lengths]
+        values = ([of(image, originals).cpu() for image in decoded] for of in measures.values())
+        return codes, *(torch.stack(rows, dim=1) for rows in values)
+
+    codes, *values = map_images(images, range(len(images)), compare, "reconstructing")
+    return codes, dict(zip(measures, values, strict=True))
 
 
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
@@ -78,6 +121,17 @@ def lite0_distance(network: Lite0, images: Tensor, originals: Tensor) -> Tensor:
         )
     ]
     return torch.stack(distances).mean(0)
+
+
+def distance_facts() -> dict[str, Any]:
+    """What a report must say of the perceptual distance."""
+    return {
+        "network": "efficientnet-lite0",
+        "stem_and_blocks": BLOCKS,
+        "enlarged_to_at_least": LEAST_SIDE,
+        "weights": f"{lite0.PACKAGE} {lite0.PACKAGE_VERSION}",
+        "sha256": lite0.WEIGHTS_SHA256,
+    }
 
 
 def _unit_layers(network: Lite0, images: Tensor) -> list[Tensor]:

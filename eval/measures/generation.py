@@ -1,57 +1,38 @@
 """The score of samples: against the train split, with the test split's own score as the floor."""
 
+import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.measures.metrics import FEWEST, METRIC_SEED, compute
-from eval.measures.statistics import Statistics, statistics_of
-from eval.networks.extractors import Extractor, extractor_facts
-from eval.networks.features import Features, Images, extract
+from eval.measures.fidelity import METRIC_SEED
+from eval.measures.metrics import METRICS, named, score_name
+from eval.measures.statistics import Reference, Statistics
+from eval.networks.extractor import FeatureExtractor
+from eval.networks.features import FeatureNetwork, Features
 from eval.networks.inception import WEIGHTS_FILE
-from eval.report.report import Column
 from eval.subjects.samples import Samples, sample_facts
-from eval.subjects.tokenized import asked_subset, data_facts, subset
+from eval.subjects.selection import Selection, subset
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.errors import UserError
 
 FLOOR = "floor: test split"
 FEWEST_OF_CLASS = 10  # images, on both sides; fewer say nothing of a class
-TITLES = (  # of the standard Inception's scores; another network's have its name at their end
-    Column("fid", "FID", 2),
-    Column("kid", "KID", 5, "kid_std"),
-    Column("isc", "IS", 2, "isc_std"),
-    Column("precision", "precision", 3),
-    Column("recall", "recall", 3),
-    Column("f_score", "F", 3),
-)
 
 
-def columns(extractor: Extractor) -> list[Column]:
-    """The columns of the table, by the names that the network's scores bear."""
-    shown = [Column("subject", ""), Column("images", "images")]
-    for column in TITLES:
-        key = score_name(column.key, extractor)
-        deviation = score_name(column.deviation, extractor) if column.deviation else None
-        title = key if extractor.suffix else column.title
-        shown.append(Column(key, title, column.digits, deviation))
-    return shown
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores with all that decided them."""
 
-
-def score_name(key: str, extractor: Extractor) -> str:
-    """The name that a score bears: "fid" is "fd_lite0" where "lite0" stands in for Inception."""
-    if not extractor.suffix:
-        return key
-    for metric, name in (("fid", "fd"), ("kid", "kd")):
-        if key.startswith(metric):  # also kid_std
-            return name + extractor.suffix + key.removeprefix(metric)
-    return key + extractor.suffix
+    rows: list[dict[str, Any]]  # the samples', the floor's, then each class's
+    facts: dict[str, dict[str, Any]]
+    notes: list[str]
+    reference: Reference
 
 
 def open_floor(reference: DataConfig) -> ImageDataset | None:
@@ -63,118 +44,152 @@ def open_floor(reference: DataConfig) -> ImageDataset | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Scores with all that decided them."""
+def compute(
+    metrics: Sequence[str], images: Features, reference: Reference, suffix: str = ""
+) -> dict[str, float]:
+    """Score images against a reference, by some of ``METRICS``.
 
-    rows: list[dict[str, Any]]  # the samples', the floor's, then each class's
-    facts: dict[str, dict[str, Any]]
-    notes: list[str]
-    reference: Statistics | None  # None if no FID was asked for
+    Args:
+        metrics: Their names.
+        images: Features of the images to be scored.
+        reference: What they are compared with.
+        suffix: Of the network, as in ``score_name``.
+    """
+    scores: dict[str, float] = {}
+    for metric in metrics:
+        found = pkgutil.resolve_name(METRICS[metric].compute)(images, reference)
+        scores |= {score_name(key, suffix): value for key, value in found.items()}
+    return scores
 
 
 def score(
     samples: Samples,
-    reference: ImageDataset | Statistics,
+    reference: Selection | Statistics,
     test: ImageDataset | None,
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     metrics: Sequence[str],
-    *,
     by_class: bool = False,
-    reference_n: int | None = None,
-    device: torch.device,
-    batch_size: int | None = None,
-    cache: Path | None = None,
-) -> Score:
+) -> Scored:
     """Score samples against real images, and held-out real images likewise.
 
     Args:
         samples: The images to be scored.
-        reference: The train split; or statistics, against which only FID can be had.
+        reference: Of the train split; or statistics, which not every metric is content with.
         test: Held-out images for the floor, or None for no floor.
-        extractor: The feature network.
-        metrics: Of "fid", "kid", "isc", "prc"; one that cannot be had is left out with a note.
-        by_class: Also FID and KID of each class.
-        reference_n: Use a fixed random subset of so many reference images; all by default.
-        device: Where the features are computed.
-        batch_size: Images per forward pass; by default what suits the device.
-        cache: Folder of cached features, or None.
+        extractor: Computes the features.
+        metrics: Of ``METRICS``; one that cannot be had is skipped with a note.
+        by_class: Also those that tell something of each class.
 
     Raises:
         UserError: Too few images, no classes to tell apart, or none of the metrics is possible.
     """
-    train = reference if isinstance(reference, ImageDataset) else None
-    metrics, notes = _possible(metrics, extractor, has_images=train is not None)
+    network = extractor.network
+    train = reference if isinstance(reference, Selection) else None
+    metrics, notes = _possible(metrics, network, has_images=train is not None)
     _require_images(metrics, len(samples), str(samples.path))
-    indices: dict[str, list[int]] = {}
     if train is not None:
-        indices["reference"] = asked_subset(train, reference_n, "--reference-n")
-        _require_images(metrics, len(indices["reference"]), train.name)
+        _require_images(metrics, len(train), train.dataset.name)
     sample_classes = _sample_classes(samples, train) if by_class else None
-    floor_n = 0 if test is None else min(len(test), len(samples))
-    if floor_n < max(FEWEST[metric] for metric in metrics):
-        test = None
-        notes.append("no floor: the reference has no test split, or a very small one")
-
-    def features(images: Images, indices: Sequence[int], label: str) -> Features:
-        return extract(
-            extractor,
-            images,
-            indices,
-            device=device,
-            batch_size=batch_size,
-            cache=cache,
-            label=label,
-        )
+    held_out = _held_out(test, len(samples), metrics, notes)
 
     # The samples come first: one that is damaged should be found before an hour of reference.
-    sides = {"samples": features(samples, range(len(samples)), "samples")}
+    sides = {"samples": extractor(samples, label="samples")}
     facts = sample_facts(samples, sides["samples"].content_hash)
-    real, statistics, fewest = None, None, len(samples)
     if isinstance(reference, Statistics):
-        statistics, facts["reference"] = reference, reference.facts
+        real, facts["reference"] = Reference(reference), reference.facts
     else:
-        real = features(reference, indices["reference"], "reference")
-        statistics = statistics_of(real) if "fid" in metrics else None
-        fewest = min(len(samples), len(real))
-        facts["reference"] = data_facts(reference, indices["reference"])
-    if test is not None:
-        indices[FLOOR] = subset(len(test), floor_n)
-        sides[FLOOR] = features(test, indices[FLOOR], "floor")
-        facts["floor"] = data_facts(test, indices[FLOOR])
-        if floor_n < len(samples):
-            notes.append(
-                f"the floor has fewer images ({floor_n:,}), which raises its FID, not its KID"
-            )
+        features = extractor(reference, label="reference")
+        real, facts["reference"] = Reference(features), reference.facts()
+    if held_out is not None:
+        sides[FLOOR], facts["floor"] = extractor(held_out, label="floor"), held_out.facts()
     rows = [
-        _row(subject, images, compute(metrics, images, real, statistics), extractor)
+        _row(subject, images, compute(metrics, images, real, network.suffix))
         for subject, images in sides.items()
     ]
-    if sample_classes is not None and train is not None and real is not None:
-        classes = {"samples": sample_classes, "reference": _labels(train)[indices["reference"]]}
-        if test is not None:
-            classes[FLOOR] = _labels(test)[indices[FLOOR]]
-        rows += _class_rows(metrics, sides, real, classes, train.class_names, extractor)
-    facts["extractor"] = extractor_facts(extractor)
-    subsets = [row.get(score_name("kid_subset_size", extractor)) for row in rows[: len(sides)]]
-    facts["metrics"] = {
-        "seed": METRIC_SEED,
-        "KID_subsets_of": subsets if "kid" in metrics else None,  # 100 of them
+    facts["metrics"] = _metric_facts(metrics, rows, network.suffix)
+    if sample_classes is not None and train is not None:
+        known = {"reference": train.labels, FLOOR: None if held_out is None else held_out.labels}
+        classes = {side: labels for side, labels in known.items() if labels is not None}
+        classes["samples"] = sample_classes
+        asked = [metric for metric in metrics if METRICS[metric].of_classes]
+        names = train.dataset.class_names
+        rows += _class_rows(asked, sides, real.features, classes, names, network.suffix)
+    facts["extractor"] = network.facts()
+    notes += _few(metrics, network, min(len(samples), len(samples if train is None else train)))
+    return Scored(rows, facts, notes, real)
+
+
+def _possible(
+    metrics: Sequence[str], network: FeatureNetwork, *, has_images: bool
+) -> tuple[list[str], list[str]]:
+    """The metrics that can be had, and a note on each that cannot."""
+    remedy = "" if network.suffix else f"; --weights {WEIGHTS_FILE} has it"
+    lacks = {
+        "classifier": None
+        if network.has_logits
+        else f"needs the classifier, which {network.weights_name} lacks{remedy}",
+        "images": None if has_images else "needs images of the reference, not statistics alone",
+        "statistics": None,
     }
-    if "fid" in metrics and fewest < extractor.dimensions:
-        fid, kid = (column.title for column in columns(extractor)[2:4])
+    reasons = {}
+    for metric in metrics:
+        about = METRICS[metric]
+        if reason := lacks[about.needs]:
+            reasons[metric] = f"{about.title} {reason}"
+    left = [metric for metric in metrics if metric not in reasons]
+    if not left:
+        raise UserError(f"--metrics {','.join(metrics)}: {reasons[metrics[0]]}")
+    return left, [f"left out: {reason}" for reason in reasons.values()]
+
+
+def _require_images(metrics: Sequence[str], n: int, where: str) -> None:
+    for metric in metrics:
+        fewest = METRICS[metric].fewest
+        if n < fewest:
+            raise UserError(f"{where}: {metric} needs {fewest} images or more, not {n}")
+
+
+def _held_out(
+    test: ImageDataset | None, n: int, metrics: Sequence[str], notes: list[str]
+) -> Selection | None:
+    """As many test images as there are samples, or all; a note is added where they are fewer."""
+    floor = None if test is None else subset(test, n)
+    if floor is None or len(floor) < max(METRICS[metric].fewest for metric in metrics):
+        notes.append("no floor: the reference has no test split, or a very small one")
+        return None
+    if len(floor) < n:
         notes.append(
-            f"{fid} of {fewest:,} images, fewer than its {extractor.dimensions:,} features, is "
-            f"biased upwards; compare it at equal counts only, or compare {kid}, which is unbiased"
+            f"the floor has fewer images ({len(floor):,}), which raises its FID, not its KID"
         )
-    return Score(rows, facts, notes, statistics)
+    return floor
 
 
-def _row(
-    subject: str, images: Features, found: dict[str, float], extractor: Extractor
+def _few(metrics: Sequence[str], network: FeatureNetwork, n: int) -> list[str]:
+    """What is to be said of fewer images than features."""
+    if n >= network.dimensions:
+        return []
+    suffix = network.suffix
+    titles = {name: named(about.scores[0], suffix).title for name, about in METRICS.items()}
+    return [
+        f"{titles[metric]} of {n:,} images, fewer than its {network.dimensions:,} features, "
+        + METRICS[metric].when_few.format_map(titles)
+        for metric in metrics
+        if METRICS[metric].when_few
+    ]
+
+
+def _metric_facts(
+    metrics: Sequence[str], rows: Sequence[Mapping[str, Any]], suffix: str
 ) -> dict[str, Any]:
-    named = {score_name(key, extractor): value for key, value in found.items()}
-    return {"subject": subject, "images": len(images), **named}
+    facts: dict[str, Any] = {"seed": METRIC_SEED}
+    for metric in metrics:
+        for name, key in METRICS[metric].facts.items():
+            facts[name] = [row.get(score_name(key, suffix)) for row in rows]
+    return facts
+
+
+def _row(subject: str, images: Features, scores: Mapping[str, float]) -> dict[str, Any]:
+    return {"subject": subject, "images": len(images), **scores}
 
 
 def _class_rows(
@@ -183,63 +198,39 @@ def _class_rows(
     real: Features,
     classes: Mapping[str, Tensor],
     names: Sequence[str],
-    extractor: Extractor,
+    suffix: str,
 ) -> list[dict[str, Any]]:
-    """FID and KID of each class against the reference's images of that class."""
+    """Scores of each class against the reference's images of that class."""
     rows = []
     for number, name in enumerate(names):
         truth = real.where(classes["reference"] == number)
         for side, features in sides.items():
             images = features.where(classes[side] == number)
             if min(len(images), len(truth)) >= FEWEST_OF_CLASS:
-                asked = [metric for metric in metrics if metric in ("fid", "kid")]
-                found = compute(asked, images, truth)
-                rows.append(_row(f"{name}, {side}", images, found, extractor))
+                scores = compute(metrics, images, Reference(truth), suffix)
+                rows.append(_row(f"{name}, {side}", images, scores))
     return rows
 
 
-def _sample_classes(samples: Samples, train: ImageDataset | None) -> Tensor:
+def _sample_classes(samples: Samples, train: Selection | None) -> Tensor:
     """The class of each sample as the reference numbers it, int64 (n,)."""
-    if train is None or train.labels is None:
+    if train is None or train.dataset.labels is None:
         raise UserError("--by-class: the reference has no classes")
     if samples.labels is None:
-        raise UserError(f"--by-class: {samples.path} does not say of which class each image is")
-    numbers = {str(number): number for number in range(len(train.class_names))}
-    numbers |= {name: number for number, name in enumerate(train.class_names)}
+        remedy = ""
+        if samples.record.get("class_counts"):
+            again = samples.record.get("command", "python -m sampling.generate")
+            remedy = f"; `{again}` adds them"
+        raise UserError(
+            f"--by-class: {samples.path} does not record the classes of its samples{remedy}"
+        )
+    names = train.dataset.class_names
+    numbers = {str(number): number for number in range(len(names))}
+    numbers |= {name: number for number, name in enumerate(names)}
     unknown = set(samples.labels) - numbers.keys()
     if unknown:
         raise UserError(
-            f"--by-class: {samples.path} has class {min(unknown)}, but {train.name} has "
-            f"{', '.join(train.class_names)}"
+            f"--by-class: {samples.path} has class {min(unknown)}, but {train.dataset.name} has "
+            f"{', '.join(names)}"
         )
     return torch.tensor([numbers[label] for label in samples.labels])
-
-
-def _labels(dataset: ImageDataset) -> Tensor:
-    assert dataset.labels is not None  # all splits of a data set have classes, or none
-    return dataset.labels
-
-
-def _require_images(metrics: Sequence[str], n: int, where: str) -> None:
-    for metric in metrics:
-        if n < FEWEST[metric]:
-            raise UserError(f"{where}: {metric} needs {FEWEST[metric]} images or more, not {n}")
-
-
-def _possible(
-    metrics: Sequence[str], extractor: Extractor, *, has_images: bool
-) -> tuple[tuple[str, ...], list[str]]:
-    """The metrics that can be had, and a note on each that cannot."""
-    reasons = {}
-    if not extractor.has_logits:
-        remedy = "" if extractor.suffix else f"; --weights {WEIGHTS_FILE} has it"
-        reasons["isc"] = (
-            f"Inception Score needs the classifier, which {extractor.weights_name} lacks{remedy}"
-        )
-    if not has_images:
-        for metric in ("kid", "prc"):
-            reasons[metric] = f"{metric} needs images of the reference, not statistics alone"
-    left = tuple(metric for metric in metrics if metric not in reasons)
-    if not left:
-        raise UserError(f"--metrics {','.join(metrics)}: {reasons[metrics[0]]}")
-    return left, [f"left out: {reasons[metric]}" for metric in metrics if metric in reasons]

@@ -1,104 +1,106 @@
-"""FID, KID, Inception Score, precision and recall: torch-fidelity's arithmetic on our features."""
+"""The table of what samples are scored by; ``--help`` reads it, so it needs no torch.
 
-from collections.abc import Mapping, Sequence
+A new metric is one function in one file, and one entry here:
 
-from torch_fidelity.metric_isc import (
-    KEY_METRIC_ISC_MEAN,
-    KEY_METRIC_ISC_STD,
-    isc_features_to_metric,
-)
-from torch_fidelity.metric_kid import (
-    KEY_METRIC_KID_MEAN,
-    KEY_METRIC_KID_STD,
-    kid_features_to_metric,
-)
-from torch_fidelity.metric_prc import (
-    KEY_METRIC_F_SCORE,
-    KEY_METRIC_PRECISION,
-    KEY_METRIC_RECALL,
-    prc_features_to_metric,
-)
+    def compute(images: Features, reference: Reference) -> dict[str, float]: ...
+"""
 
-from eval.measures.statistics import Statistics, frechet_distance, statistics_of
-from eval.networks.features import Features
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-# Each metric with the fewest images for which its formula is defined.
-FEWEST = {"fid": 2, "kid": 2, "isc": 10, "prc": 4}
-METRIC_SEED = 2020  # torch-fidelity's default; KID's subsets and IS's splits are drawn with it
-KID_SUBSET_SIZE = 1000  # or all images where there are fewer
+# Of the reference mean and covariance only, or its images; of the network the classifier.
+Needs = Literal["statistics", "images", "classifier"]
 
 
-def compute(
-    metrics: Sequence[str],
-    images: Features,
-    reference: Features | None,
-    statistics: Statistics | None = None,
-) -> dict[str, float]:
-    """Score images against a reference.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A number of a metric, and how the table shows it."""
+
+    key: str
+    title: str
+    digits: int  # after the point
+    deviation: str | None = None  # key of its standard deviation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """What is asked for by one name: where it is computed, and what it gives and takes."""
+
+    title: str  # in sentences
+    compute: str  # "module:function", called with the images' features and the reference
+    scores: tuple[Score, ...]
+    fewest: int  # images for which its formula is defined
+    needs: Needs
+    of_classes: bool = False  # tells something of the few images of one class
+    # What it is called, and all keys that begin with its name, where another network stands in for
+    # Inception; by default only the network's name is put behind.
+    substitute: str = ""
+    when_few: str = ""  # what to say of fewer images than features
+    facts: Mapping[str, str] = field(default_factory=dict)  # for the report: name -> computed key
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric(
+        title="FID",
+        compute="eval.measures.fidelity:fid",
+        scores=(Score(key="fid", title="FID", digits=2),),
+        fewest=2,
+        needs="statistics",
+        of_classes=True,
+        substitute="fd",
+        when_few="is biased upwards; compare it at equal counts only, or compare {kid}, which is "
+        "unbiased",
+    ),
+    "kid": Metric(
+        title="kid",
+        compute="eval.measures.fidelity:kid",
+        scores=(Score(key="kid", title="KID", digits=5, deviation="kid_std"),),
+        fewest=2,
+        needs="images",
+        of_classes=True,
+        substitute="kd",
+        facts={"KID_subsets_of": "kid_subset_size"},  # 100 of them
+    ),
+    "isc": Metric(
+        title="Inception Score",
+        compute="eval.measures.fidelity:inception_score",
+        scores=(Score(key="isc", title="IS", digits=2, deviation="isc_std"),),
+        fewest=10,
+        needs="classifier",
+    ),
+    "prc": Metric(
+        title="prc",
+        compute="eval.measures.fidelity:precision_recall",
+        scores=(
+            Score(key="precision", title="precision", digits=3),
+            Score(key="recall", title="recall", digits=3),
+            Score(key="f_score", title="F", digits=3),
+        ),
+        fewest=4,
+        needs="images",
+    ),
+}
+
+
+def score_name(key: str, suffix: str) -> str:
+    """The name that a score bears: "fid" is "fd_lite0" where "lite0" stands in for Inception.
 
     Args:
-        metrics: Of "fid", "kid", "isc", "prc"; "isc" needs logits and no reference.
-        images: Features of the images to be scored.
-        reference: Features of real images; None where "fid" and "isc" are all that is asked for.
-        statistics: Of the reference, where they are known; "fid" needs no more.
-
-    Returns:
-        "fid"; "kid" over 100 subsets of "kid_subset_size" images, with "kid_std" unless a subset is
-        the whole set; "isc" and "isc_std" over 10 splits; "precision" and "recall" with balls to
-        the third neighbour, and "f_score", their harmonic mean. Those asked for.
+        key: As a metric computes it.
+        suffix: Of the network; that of the standard Inception is empty.
     """
-    scores: dict[str, float] = {}
-    for metric in metrics:
-        if metric == "isc":
-            scores |= _isc(images)
-        elif metric == "fid" and statistics is not None:
-            scores["fid"] = frechet_distance(statistics_of(images), statistics)
-        elif reference is None:
-            raise ValueError(f"{metric} needs features of the reference")
-        elif metric == "fid":
-            scores["fid"] = frechet_distance(statistics_of(images), statistics_of(reference))
-        elif metric == "kid":
-            scores |= _kid(images, reference)
-        elif metric == "prc":
-            scores |= _prc(images, reference)
-        else:
-            raise ValueError(f"no metric {metric!r}")
-    return scores
+    if not suffix:
+        return key
+    for name, metric in METRICS.items():
+        if metric.substitute and key.startswith(name):  # also kid_std
+            return metric.substitute + suffix + key.removeprefix(name)
+    return key + suffix
 
 
-def _kid(images: Features, reference: Features) -> dict[str, float]:
-    subset_size = min(KID_SUBSET_SIZE, len(images), len(reference))
-    found: Mapping[str, float] = kid_features_to_metric(
-        images.pool,
-        reference.pool,
-        kid_subset_size=subset_size,
-        rng_seed=METRIC_SEED,
-        verbose=False,
-    )
-    scores = {"kid": found[KEY_METRIC_KID_MEAN], "kid_subset_size": subset_size}
-    # Where each subset is the whole set, a deviation near zero would pass for precision.
-    if subset_size < min(len(images), len(reference)):
-        scores["kid_std"] = found[KEY_METRIC_KID_STD]
-    return scores
-
-
-def _isc(images: Features) -> dict[str, float]:
-    if images.logits is None:
-        raise ValueError("the Inception Score needs logits")
-    found = isc_features_to_metric(images.logits, rng_seed=METRIC_SEED)
-    return {"isc": found[KEY_METRIC_ISC_MEAN], "isc_std": found[KEY_METRIC_ISC_STD]}
-
-
-def _prc(images: Features, reference: Features) -> dict[str, float]:
-    found: Mapping[str, float] = prc_features_to_metric(
-        # float64: distances between near neighbours cancel in float32
-        images.pool.double(),
-        reference.pool.double(),
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return {
-        "precision": found[KEY_METRIC_PRECISION],
-        "recall": found[KEY_METRIC_RECALL],
-        "f_score": found[KEY_METRIC_F_SCORE],
-    }
+def named(score: Score, suffix: str) -> Score:
+    """A score by the name and the title that it bears in the reports of a network."""
+    key = score_name(score.key, suffix)
+    deviation = score_name(score.deviation, suffix) if score.deviation else None
+    title = key if suffix else score.title
+    return Score(key=key, title=title, digits=score.digits, deviation=deviation)

@@ -8,20 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.measures.classifiers import (
+from eval.measures.probes import (
     Labelled,
     Parts,
-    Ridge,
     accuracy,
-    nearest,
-    nearest_codes,
-    softmax_regression,
-    vote,
+    principal_components,
+    score_codes,
+    score_features,
 )
-from eval.subjects.tokenized import asked_subset, chunk_size
+from eval.subjects.selection import Selection, asked_subset
 from pqvae.console import Progress
+from pqvae.data.batches import map_images
 from pqvae.data.config import DataConfig
-from pqvae.data.dataset import ImageDataset, open_dataset
+from pqvae.data.dataset import open_dataset
 from pqvae.data.sample import Split
 from pqvae.errors import UserError
 from pqvae.images import to_float, to_uint8
@@ -29,7 +28,6 @@ from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.config import ArchitectureConfig
 from stage1_tokenizer.encoder import Encoder
 
-NEIGHBOURS = 10  # that vote
 CHUNK = 512  # codes decoded at once
 PIXELS_SIDE = 32  # raw pixels of larger images are averaged to this side
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -42,18 +40,7 @@ PARTIAL, CODES, LATENT = "partial latent f_k", "codes, one-hot", "latent f, no c
 Row = dict[str, Any]
 Scores = dict[tuple[str, int | None], Row]  # by representation, and prefix length or dimensions
 Change = Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W) to the same
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """The images of one split that take part."""
-
-    dataset: ImageDataset
-    indices: list[int]
-    labels: Tensor  # int64 (n,)
-
-    def __len__(self) -> int:
-        return len(self.indices)
+Splits = Mapping[Split, Selection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +52,16 @@ class Described:
     codes: Tensor  # int64 (n, N)
 
 
-def open_splits(
-    data: DataConfig, train_n: int | None = None, test_n: int | None = None
-) -> dict[Split, Images]:
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What a tokenizer is compared with, of every split."""
+
+    features: Mapping[str, Mapping[Split, Tensor]]  # by their names, float32 (n, D)
+    codes: Mapping[str, Mapping[Split, Tensor]]  # of other tokenizers, by their names, (n, N)
+    sizes: Mapping[str, Sequence[int]]  # entries of the codebooks of these
+
+
+def open_splits(data: DataConfig, train_n: int | None = None, test_n: int | None = None) -> Splits:
     """Open the splits of labelled data.
 
     Args:
@@ -78,7 +72,7 @@ def open_splits(
     Raises:
         UserError: There are no classes, or too few images.
     """
-    splits: dict[Split, Images] = {}
+    splits: dict[Split, Selection] = {}
     for split, n in zip(SPLITS, (train_n, None, test_n), strict=True):
         dataset = open_dataset(data, split)
         if dataset.labels is None or len(dataset.class_names) < 2:
@@ -86,42 +80,33 @@ def open_splits(
                 f"{dataset.name}: no classes to tell apart; put the images into class folders, or "
                 "give others with --data"
             )
-        indices = asked_subset(dataset, n, f"--{split}-n")
-        splits[split] = Images(dataset, indices, dataset.labels[indices])
+        splits[split] = asked_subset(dataset, n, f"--{split}-n")
     if len(splits["test"]) < 2:
         raise UserError(f"{splits['test'].dataset.name}: 1 image, but retrieval needs 2 or more")
     return splits
 
 
-@torch.no_grad()
-def over_images(
-    images: Images, function: Callable[[Tensor], tuple[Tensor, ...]], label: str
-) -> tuple[Tensor, ...]:
-    """What a function makes of the images, uint8 (B, 3, H, W), batch by batch; on the CPU."""
-    parts, progress = [], Progress(label, len(images))
-    for chunk in torch.tensor(images.indices).split(chunk_size(images.dataset.image_size)):
-        batch = images.dataset.images(chunk)
-        parts.append([part.cpu() for part in function(batch)])
-        progress.advance(len(batch))
-    progress.close()
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+def labels_of(images: Selection) -> Tensor:
+    """Classes, int64 (n,), of images that have some."""
+    assert images.labels is not None  # as ``open_splits`` has seen
+    return images.labels
 
 
 def describe(
-    tokenizer: Tokenizer, images: Images, label: str, change: Change | None = None
+    tokenizer: Tokenizer, images: Selection, label: str, change: Change | None = None
 ) -> Described:
     """Encode images, changed before if asked for, on the tokenizer's device."""
-    device = tokenizer.device
 
-    def encode(batch: Tensor) -> tuple[Tensor, ...]:
+    def forms(batch: Tensor) -> tuple[Tensor, ...]:
         batch = to_float(change(batch) if change else batch)
-        latents = tokenizer.latents(batch.to(device))
-        codes = tokenizer.quantizer.quantize(latents)[0]
+        moved = batch.to(tokenizer.device)
+        # The encoder runs twice, so that codes are those of ``encode`` to the last bit.
+        latents, codes = tokenizer.latents(moved), tokenizer.encode(moved)
         if batch.shape[-1] > PIXELS_SIDE:
             batch = F.adaptive_avg_pool2d(batch, PIXELS_SIDE)
         return to_uint8(batch).flatten(1), latents, codes
 
-    return Described(*over_images(images, encode, label))
+    return Described(*map_images(images, range(len(images)), forms, label))
 
 
 def random_encoder(architecture: ArchitectureConfig, seed: int) -> Encoder:
@@ -139,15 +124,45 @@ def random_encoder(architecture: ArchitectureConfig, seed: int) -> Encoder:
 
 
 def network_features(
-    images: Images, network: Callable[[Tensor], Tensor], device: torch.device, label: str
-) -> Tensor:
-    """What a network on this device makes of images (B, 3, H, W) in [-1, 1]: (n, D)."""
-    return over_images(images, lambda batch: (network(to_float(batch).to(device)),), label)[0]
+    splits: Splits, network: Callable[[Tensor], Tensor], device: torch.device, name: str
+) -> dict[Split, Tensor]:
+    """What a network on this device makes of images (B, 3, H, W) in [-1, 1]: (n, D) of a split."""
+
+    def features(batch: Tensor) -> Tensor:
+        return network(to_float(batch).to(device))
+
+    return {
+        split: map_images(images, range(len(images)), features, f"{name}, {split}")
+        for split, images in splits.items()
+    }
+
+
+def counts(codes: Tensor, books: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """How often each entry of each codebook is used, wherever that is.
+
+    Args:
+        codes: int64 (B, N).
+        books: Which codebook each position reads, numbered from 0.
+        sizes: Entries of the codebook at each position.
+
+    Returns:
+        float32 (B, entries of all codebooks).
+    """
+    entries = dict(zip(books, sizes, strict=True))  # of each codebook
+    begins = {book: sum(entries[b] for b in range(book)) for book in entries}
+    columns = codes + torch.tensor([begins[book] for book in books], device=codes.device)
+    found = torch.zeros(len(codes), sum(entries.values()), device=codes.device)
+    return found.scatter_add_(1, columns, torch.ones_like(columns, dtype=found.dtype))
+
+
+def shares_books(books: Sequence[int]) -> bool:
+    """Whether every codebook is read at several positions, as by a code for each place."""
+    return all(books.count(book) > 1 for book in books)
 
 
 def partial_latents(tokenizer: Tokenizer, codes: Tensor, length: int) -> Tensor:
     """f_k of codes int64 (n, N): float32 (n, D), on the CPU."""
-    return _of_prefixes(tokenizer, tokenizer.quantizer.dequantize, codes, length)
+    return _of_prefixes(tokenizer, tokenizer.quantizer.decode, codes, length)
 
 
 def decoder_features(tokenizer: Tokenizer, codes: Tensor, length: int) -> Tensor:
@@ -159,49 +174,16 @@ def decoder_features(tokenizer: Tokenizer, codes: Tensor, length: int) -> Tensor
 def _of_prefixes(
     tokenizer: Tokenizer, function: Callable[[Tensor], Tensor], codes: Tensor, length: int
 ) -> Tensor:
-    device = tokenizer.device
     parts = codes[:, :length].split(CHUNK)
-    return torch.cat([function(part.to(device)).cpu() for part in parts])
-
-
-def score_features(parts: Parts, classes: int) -> tuple[Row, Ridge]:
-    """Test accuracies of a linear probe and of 10 neighbours, in percent; and the probe."""
-    train, test = parts["train"], parts["test"]
-    ridge = Ridge(train, classes)
-    strength = ridge.best_strength(parts["val"])
-    hits = nearest(test.features, train.features, min(NEIGHBOURS, len(train.labels)))
-    row = {
-        "dimensions": train.features.shape[1],
-        "linear": accuracy(ridge.predict(test.features, strength), test.labels),
-        "strength": strength,
-        "knn": accuracy(vote(train.labels[hits], classes), test.labels),
-    }
-    return row, ridge
-
-
-def score_codes(
-    parts: Parts, sizes: Sequence[int], lengths: Sequence[int], classes: int, seed: int
-) -> list[Row]:
-    """The same of codes (n, N), a row for each length: softmax regression and Hamming distance."""
-    train, test = parts["train"], parts["test"]
-    count = min(NEIGHBOURS, len(train.labels))
-    hits = nearest_codes(test.features, train.features, lengths, count)
-    rows = []
-    for k, hits_k in zip(lengths, hits, strict=True):
-        cut = {split: Labelled(part.features[:, :k], part.labels) for split, part in parts.items()}
-        linear, steps = softmax_regression(cut, sizes[:k], classes, seed)
-        knn = accuracy(vote(train.labels[hits_k], classes), test.labels)
-        rows.append({"dimensions": sum(sizes[:k]), "linear": linear, "steps": steps, "knn": knn})
-    return rows
+    return torch.cat([function(part.to(tokenizer.device)).cpu() for part in parts])
 
 
 def classify(
     tokenizer: Tokenizer,
-    splits: Mapping[Split, Images],
+    splits: Splits,
     described: Mapping[Split, Described],
-    networks: Mapping[str, Mapping[Split, Tensor]],
+    others: Others,
     lengths: Sequence[int],
-    seed: int,
 ) -> Scores:
     """Score every representation.
 
@@ -209,39 +191,49 @@ def classify(
         tokenizer: Whose codes they are.
         splits: Train, val and test.
         described: The same, encoded.
-        networks: Features of other networks, by their names.
+        others: What it is compared with.
         lengths: Of the prefixes, ascending.
-        seed: Of the softmax regression.
 
     Returns:
         For each, the accuracies in percent and what decided them.
     """
-    classes, n = len(splits["train"].dataset.class_names), len(splits["test"])
-    most = accuracy(splits["train"].labels.mode().values, splits["test"].labels)
+    labels = {split: labels_of(images) for split, images in splits.items()}
+    most = accuracy(labels["train"].mode().values, labels["test"])
     scores: Scores = {(CHANCE, None): {"linear": most, "knn": most}}
-    progress = Progress("probing", n * (2 + len(networks) + 4 * len(lengths)))
+    n = len(labels["test"])
+    several = len(others.features) + len(others.codes)
+    progress = Progress("probing", n * (2 + several + 4 * len(lengths)))
 
-    def labelled(features: Callable[[Split], Tensor]) -> Parts:
-        return {split: Labelled(features(split), one.labels) for split, one in splits.items()}
+    def parts(features: Callable[[Split], Tensor]) -> Parts:
+        return {split: Labelled(features(split), known) for split, known in labels.items()}
 
-    def add(name: str, k: int | None, features: Callable[[Split], Tensor]) -> Ridge:
-        scores[name, k], ridge = score_features(labelled(features), classes)
+    def add(name: str, k: int | None, features: Callable[[Split], Tensor]) -> None:
+        scores[name, k] = score_features(parts(features))
         progress.advance(n)
-        return ridge
 
-    pixels = add(PIXELS, None, lambda split: to_float(described[split].pixels))
+    def add_codes(
+        name: str, k: int | None, codes: Callable[[Split], Tensor], sizes: Sequence[int]
+    ) -> None:
+        scores[name, k] = score_codes(parts(codes), sizes)
+        progress.advance(n)
+
+    add(PIXELS, None, lambda split: to_float(described[split].pixels))
     add(LATENT, None, lambda split: described[split].latents)
     for k in lengths:
         add(FEATURES, k, lambda split, k=k: decoder_features(tokenizer, described[split].codes, k))
     for k in lengths:
         add(PARTIAL, k, lambda split, k=k: partial_latents(tokenizer, described[split].codes, k))
-    codes, sizes = labelled(lambda split: described[split].codes), tokenizer.config.quantizer.sizes
-    for k, row in zip(lengths, score_codes(codes, sizes, lengths, classes, seed), strict=True):
-        scores[CODES, k] = row
-        progress.advance(n)
     for k in lengths:
-        add(PCA, k, lambda split, k=k: pixels.principal(to_float(described[split].pixels), k))
-    for name, features in networks.items():
+        sizes = tokenizer.quantizer.sizes[:k]
+        add_codes(CODES, k, lambda split, k=k: described[split].codes[:, :k], sizes)
+    pixels = {split: to_float(one.pixels) for split, one in described.items()}
+    principal = principal_components(pixels["train"], lengths[-1])
+    components = {split: principal(part) for split, part in pixels.items()}
+    for k in lengths:
+        add(PCA, k, lambda split, k=k: components[split][:, :k])
+    for name, features in others.features.items():
         add(name, None, features.__getitem__)
+    for name, codes in others.codes.items():
+        add_codes(name, None, codes.__getitem__, others.sizes[name])
     progress.close()
     return scores

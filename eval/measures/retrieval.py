@@ -8,13 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.measures.classifiers import (
-    SquaredDistances,
-    closest,
-    nearest,
-    nearest_codes,
-    query_slices,
-)
+from eval.measures.neighbours import Distances, Euclidean, Hamming, Tree, nearest
 from eval.measures.representations import (
     CHANCE,
     CODES,
@@ -24,12 +18,13 @@ from eval.measures.representations import (
     PIXELS,
     Change,
     Described,
-    Images,
     Scores,
     decoder_features,
     describe,
+    labels_of,
     partial_latents,
 )
+from eval.subjects.selection import Selection
 from pqvae.console import Progress
 from pqvae.data.batches import augment
 from pqvae.images import decode_image, save_grid, to_float
@@ -67,7 +62,7 @@ CHANGES: dict[str, Change] = {"shift": shift, "jpeg": jpeg, "brightness": bright
 
 
 def retrieve(
-    tokenizer: Tokenizer, images: Images, described: Described, lengths: Sequence[int]
+    tokenizer: Tokenizer, images: Selection, described: Described, lengths: Sequence[int]
 ) -> tuple[Scores, Tensor]:
     """Find images among others: of the same class, and the original of a changed one.
 
@@ -82,7 +77,7 @@ def retrieve(
         that are of the query's class, and by the names of ``CHANGES``, the share of changed images
         whose original is the nearest of all. Then the neighbours by shared prefix, int64 (n, 10).
     """
-    n, labels = len(images), images.labels
+    n, labels = len(images), labels_of(images)
     queries = {"precision": described} | {
         name: describe(tokenizer, images, f"encoding {name}", change)
         for name, change in CHANGES.items()
@@ -129,9 +124,13 @@ def rankings(
         The representation, the length of its prefix or None, and rows of the database, nearest
         first, int64 (Q, count).
     """
+    itself = torch.arange(len(queries.codes)) if leave_out else None
+
+    def ranked(distances: Distances) -> Tensor:
+        return nearest(distances, count, itself)
 
     def by(features: Callable[[Described], Tensor]) -> Tensor:
-        return nearest(features(queries), features(database), count, leave_out=leave_out)
+        return ranked(Euclidean(features(queries), features(database)))
 
     yield PIXELS, None, by(lambda images: to_float(images.pixels))
     yield LATENT, None, by(lambda images: images.latents)
@@ -140,58 +139,14 @@ def rankings(
     for k in lengths:
         yield PARTIAL, k, by(lambda images, k=k: partial_latents(tokenizer, images.codes, k))
     codes = queries.codes, database.codes
-    hamming = nearest_codes(*codes, lengths, count, leave_out=leave_out)
-    for k, hits in zip(lengths, hamming, strict=True):
-        yield CODES, k, hits
+    for k in lengths:
+        yield CODES, k, ranked(Hamming(*(part[:, :k] for part in codes)))
     N = lengths[-1]
-    f_N, searched = (partial_latents(tokenizer, part, N) for part in codes)
-    yield PREFIX, N, nearest_in_tree(*codes, f_N, searched, count, leave_out=leave_out)
+    asked, known = (partial_latents(tokenizer, part, N) for part in codes)
+    yield PREFIX, N, ranked(Tree(*codes, Euclidean(asked, known)))
 
 
-def nearest_in_tree(
-    queries: Tensor,
-    database: Tensor,
-    query_latents: Tensor,
-    latents: Tensor,
-    count: int,
-    *,
-    leave_out: bool = False,
-) -> Tensor:
-    """Neighbours in the tree of codes: the longest common prefix first, then the nearest latent.
-
-    Args:
-        queries: Codes int64 (Q, N).
-        database: Codes int64 (n, N).
-        query_latents: f_N of the queries, float (Q, D).
-        latents: f_N of the database, float (n, D).
-        count: How many neighbours.
-        leave_out: As in ``rankings``.
-
-    Returns:
-        Rows of the database, int64 (Q, count); equally near ones in their order.
-    """
-    distances, columns, parts = SquaredDistances(latents), database.T.contiguous(), []
-    for rows in query_slices(len(queries), len(database)):
-        apart = len(columns) - common_prefix(queries[rows], columns)
-        near = distances(query_latents[rows])
-        ranked = apart * (near.max() + 1) + near
-        parts.append(closest(ranked, count, rows if leave_out else None))
-    return torch.cat(parts)
-
-
-def common_prefix(queries: Tensor, columns: Tensor) -> Tensor:
-    """Length of the common prefix of codes (B, N) and each column of (N, n): int64 (B, n)."""
-    alike = torch.ones(len(queries), columns.shape[1], dtype=torch.bool)
-    shared = torch.zeros(alike.shape, dtype=torch.int64)
-    for position, column in enumerate(columns):
-        alike &= queries[:, position, None] == column
-        if not alike.any():
-            break
-        shared += alike
-    return shared
-
-
-def draw_hits(path: Path, images: Images, hits: Tensor) -> None:
+def draw_hits(path: Path, images: Selection, hits: Tensor) -> None:
     """Draw the first query of each class there is, and below it the nearest of its neighbours.
 
     Args:
@@ -199,7 +154,7 @@ def draw_hits(path: Path, images: Images, hits: Tensor) -> None:
         images: Those that were searched; of many classes, some are drawn.
         hits: Neighbours of each image, nearest first, int64 (n, count).
     """
-    labels, names = images.labels, images.dataset.class_names
+    labels, names = labels_of(images), images.dataset.class_names
     queries = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
     if len(queries) > PICTURED_CLASSES:
         queries = queries[torch.linspace(0, len(queries) - 1, PICTURED_CLASSES).long()]
@@ -210,6 +165,6 @@ def draw_hits(path: Path, images: Images, hits: Tensor) -> None:
         for label, count in zip(labels[queries].tolist(), right, strict=True)
     ]
     places = torch.cat([queries, found.flatten()]).tolist()
-    pixels = images.dataset.images([images.indices[place] for place in places])
+    pixels = images.images(places)
     zoom = max(1, 96 // pixels.shape[-1])
     save_grid(path, pixels, len(queries), captions=captions, zoom=zoom)

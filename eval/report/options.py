@@ -1,11 +1,29 @@
 """Arguments that several scores share, and where a report goes; imports no torch."""
 
 import shlex
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.networks import NETWORKS
 from pqvae.cli import Parser, positive_int
 from pqvae.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a report says of the command that asked for it."""
+
+    command: str  # what to type to have the same again
+    output: Path  # the report's JSON; pictures take its name
+    started: float = field(default_factory=time.monotonic)
+
+
+def request(module: str, arguments: Sequence[str], given: Path | None, default: Path) -> Request:
+    """A request by these arguments of a command; ``given`` and ``default`` as ``report_path``."""
+    command = shlex.join(["python", "-m", module, *arguments])
+    return Request(command, report_path(given, default))
 
 
 def add_tokenizer(parser: Parser) -> None:
@@ -40,7 +58,9 @@ def add_samples(parser: Parser) -> None:
     )
 
 
-def add_weights(parser: Parser) -> None:
+def add_extractor(parser: Parser, default: str | None, about: str, *more: str) -> None:
+    """Add --extractor and --weights; ``more`` are choices besides the networks."""
+    parser.add_argument("--extractor", choices=(*NETWORKS, *more), default=default, help=about)
     parser.add_argument(
         "--weights",
         type=Path,
@@ -97,8 +117,3 @@ def report_of_samples(samples: Path, score: str) -> Path:
     samples = samples if samples.name else samples.resolve()
     name = samples.name if samples.is_dir() else samples.stem
     return samples.with_name(f"{name}-{score}.json")
-
-
-def typed(module: str, arguments: Sequence[str]) -> str:
-    """What to type to have the same again."""
-    return shlex.join(["python", "-m", module, *arguments])

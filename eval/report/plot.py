@@ -7,6 +7,7 @@ from pathlib import Path
 from pqvae.files import atomic_path
 from pqvae.plots import COLOURS, DPI, INK, WIDTH, finish_axes
 
+NO_PLOT = "no plot: matplotlib is not installed"
 PANEL_HEIGHT = 420  # pixels
 PALETTE = (*COLOURS, "#E69F00", "#56B4E9", "#000000", "#7F7F7F")  # the first six of Okabe and Ito
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.report.options import Request
 from pqvae.files import write_json
 from pqvae.runtime import versions
 
@@ -38,21 +39,18 @@ class Report:
 def make_report(
     rows: Sequence[dict[str, Any]],
     facts: Mapping[str, Mapping[str, Any]],
-    notes: Sequence[str] = (),
-    *,
+    notes: Sequence[str],
     device: object,
-    command: str,
-    started: float,
+    request: Request,
 ) -> Report:
     """A report of what has just been measured.
 
     Args:
         rows: A row for each thing measured, by the keys of ``Column``.
-        facts: What decided the numbers, by subject; facts that are None or empty are left out.
+        facts: What decided the numbers, by subject; facts that are None or empty are skipped.
         notes: Sentences on how to read them.
         device: Where it was computed.
-        command: What to type to have the same again.
-        started: ``time.monotonic()`` when the command began.
+        request: The command that asked for it.
     """
     kept = {
         subject: {name: fact for name, fact in about.items() if fact not in (None, "", {}, ())}
@@ -64,8 +62,8 @@ def make_report(
         notes=tuple(notes),
         device=str(device),
         versions={**versions(), "torch-fidelity": importlib.metadata.version("torch-fidelity")},
-        command=command,
-        seconds=round(time.monotonic() - started, 1),
+        command=request.command,
+        seconds=round(time.monotonic() - request.started, 1),
     )
 
 

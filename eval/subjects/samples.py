@@ -17,8 +17,8 @@ from pqvae.data.config import DataConfig
 from pqvae.data.sample import Sample
 from pqvae.data.shard_index import list_shards
 from pqvae.errors import UserError
-from pqvae.files import read_json
 from pqvae.images import FORMATS, ImageError, decode_image
+from sampling.folder import RECORD, image_path, read_record
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -31,20 +31,20 @@ class Samples:
     read: Callable[[int], Tensor]  # uint8 (3, size, size); UserError for a damaged image
     n: int
     total: int  # images at ``path``; the n may be the first of them
-    size: int  # height and width in pixels
+    image_size: int  # height and width in pixels
     record: dict[str, Any]  # samples.json; empty where there is none
     labels: tuple[str, ...] | None  # name or number of the class of each of the n images
 
     def __len__(self) -> int:
         return self.n
 
-    def images(self, indices: Sequence[int], /) -> Tensor:
+    def images(self, indices: Sequence[int] | Tensor, /) -> Tensor:
         """Images by number, uint8 (B, 3, size, size).
 
         Raises:
             UserError: One is damaged; the message names it.
         """
-        return torch.stack([self.read(index) for index in indices])
+        return torch.stack([self.read(index) for index in torch.as_tensor(indices).tolist()])
 
 
 def open_samples(path: Path, n: int | None = None) -> Samples:
@@ -66,7 +66,7 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
             f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
             "fills it, or name a folder of PNG or JPEG files, of shards, or an .npz file"
         )
-    record = _read_record(path / "samples.json")
+    record = read_record(path)
     folder = path / "images" if (path / "images").is_dir() else path
     files = list(_encoded(folder))
     if not files:
@@ -94,19 +94,19 @@ def reference_config(samples: Samples, path: str | None) -> DataConfig:
     Raises:
         UserError: Neither names data, or the sizes differ.
     """
-    record = samples.path / "samples.json"
+    record = samples.path / RECORD
     data = samples.record.get("data", {})
     if not isinstance(data, dict):
         raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
     if path is None and not data:
         raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
     if path is not None and data.get("path") != path:
-        data = {"path": path, "image_size": samples.size}
+        data = {"path": path, "image_size": samples.image_size}
     config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
-    if config.image_size != samples.size:
+    if config.image_size != samples.image_size:
         raise UserError(
-            f"{samples.path}: the images have {samples.size} pixels a side, but {record} says "
-            f"{config.image_size}; generate the samples anew"
+            f"{samples.path}: the images have {samples.image_size} pixels a side, but {record} "
+            f"says {config.image_size}; generate the samples anew"
         )
     return config
 
@@ -174,30 +174,21 @@ def _encoded(path: Path) -> Iterator[Sample]:
 
 
 def _labels(files: Sequence[Sample], record: dict[str, Any]) -> tuple[str, ...] | None:
-    """The class of each sample: from its shard, else drawn again as ``sampling.generate`` did."""
+    """The class of each sample: as its shard says, else as the record does."""
     if all(file.label is not None for file in files):
         return tuple(file.label or "" for file in files)
-    settings, counts = record.get("settings", {}), record.get("class_counts")
-    if settings.get("class") is not None:
-        return (settings["class"],) * len(files)
-    if not counts:
+    drawn = record.get("settings", {}).get("class")
+    if drawn is not None:
+        return (drawn,) * len(files)
+    labels, names = record.get("labels"), list(record.get("class_counts", {}))
+    if not labels:
         return None
-    from stage2_prior.drawing import class_labels  # imports the prior, and only here
-
     # By the number in the name: an incomplete folder has gaps.
-    numbers = torch.tensor([int(Path(file.key).stem) for file in files])
-    classes = class_labels(record["seed"], numbers, tuple(counts.values()))
-    names = list(counts)
-    return tuple(names[index] for index in classes.tolist())
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    record = read_json(path)
-    if not isinstance(record, dict) or not record:
-        raise UserError(f"{path}: not a JSON object; generate the samples anew")
-    return record
+    known = {image_path(Path(), index).stem: label for index, label in enumerate(labels)}
+    classes = [known.get(Path(file.key).stem, -1) for file in files]
+    if any(label not in range(len(names)) for label in classes):
+        return None
+    return tuple(names[label] for label in classes)
 
 
 def _common_size(files: Sequence[Sample]) -> int:

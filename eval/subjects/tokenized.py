@@ -7,63 +7,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pqvae.config import config_from_dict, load_config
-from pqvae.console import Progress
+from eval.subjects.selection import Selection
+from pqvae.config import config_from_dict
+from pqvae.data.batches import chunk_size, map_images
 from pqvae.data.config import DataConfig
-from pqvae.data.dataset import ImageDataset
 from pqvae.errors import UserError
 from pqvae.images import to_float, to_uint8
+from pqvae.pretrained import recorded_data
 from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.config import Config as TokenizerRunConfig
-
-CHUNK_PIXELS = 1 << 18  # of the images that are in work at once
-SUBSET_SEED = 0  # fixed, so that every run draws the same images and finds what is cached of them
 
 
-def open_tokenizer(
-    folder: Path, data: str | None, device: torch.device
-) -> tuple[Tokenizer, DataConfig]:
-    """Load a tokenizer, and say where images for it are.
+def load_tokenizer(folder: Path, device: torch.device, option: str = "--tokenizer") -> Tokenizer:
+    """Load a tokenizer.
 
     Args:
         folder: Run or model folder of stage 1.
-        data: As ``data.path`` of stage 1; None for the data that the tokenizer was trained on.
-        device: Where the tokenizer is to run.
+        device: Where it is to run.
+        option: That names the folder.
 
     Raises:
-        UserError: No tokenizer there, or no record of its data.
+        UserError: No tokenizer there.
     """
-    if not (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+    if not (folder / "model").is_dir() and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no tokenizer here; run python -m stage1_tokenizer.train, or give "
-            "--tokenizer FOLDER"
+            f"{option} FOLDER"
         )
-    tokenizer = Tokenizer.from_pretrained(folder).to(device)
-    if data is not None:
-        values = {"path": data, "image_size": tokenizer.config.image_size}
-        return tokenizer, config_from_dict(DataConfig, values, "--data")
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"{folder}: no config.yaml that names the data; pass --data")
-    return tokenizer, load_config(TokenizerRunConfig, config, []).data
+    return Tokenizer.from_pretrained(folder).to(device)
 
 
-def encode(
-    tokenizer: Tokenizer,
-    dataset: ImageDataset,
-    indices: Sequence[int],
-    beam: int = 1,
-) -> Tensor:
-    """Codes of the images named, int64 (n, N), on the CPU."""
-    progress = Progress("encoding", len(indices))
-    device = tokenizer.device
-    parts = []
-    for chunk in torch.tensor(indices).split(chunk_size(dataset.image_size)):
-        images = to_float(dataset.images(chunk)).to(device)
-        parts.append(tokenizer.encode(images, beam).cpu())
-        progress.advance(len(chunk))
-    progress.close()
-    return torch.cat(parts)
+def data_of(tokenizer: Tokenizer, folder: Path, given: str | None) -> DataConfig:
+    """Where images for a tokenizer are.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Where it lies, for messages.
+        given: As ``data.path`` of stage 1; None for the data that the tokenizer was trained on.
+
+    Raises:
+        UserError: None are given, and there is no record of its own.
+    """
+    if given is not None:
+        values = {"path": given, "image_size": tokenizer.config.image_size}
+        return config_from_dict(DataConfig, values, "--data")
+    return recorded_data(tokenizer.provenance, str(folder), None, "--data")
+
+
+def encode(tokenizer: Tokenizer, images: Selection, beam: int = 1) -> Tensor:
+    """Codes of images, int64 (n, N), on the CPU."""
+
+    def codes(batch: Tensor) -> Tensor:
+        return tokenizer.encode(to_float(batch).to(tokenizer.device), beam)
+
+    return map_images(images, range(len(images)), codes, "encoding")
 
 
 def decode(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
@@ -80,43 +76,14 @@ class Reconstructions:
     def __len__(self) -> int:
         return len(self._codes)
 
-    def images(self, indices: Sequence[int], /) -> Tensor:
-        parts = self._codes[list(indices)].split(chunk_size(self._tokenizer.config.image_size))
+    @property
+    def image_size(self) -> int:
+        return self._tokenizer.config.image_size
+
+    def images(self, indices: Sequence[int] | Tensor, /) -> Tensor:
+        chosen = self._codes[torch.as_tensor(indices, dtype=torch.int64)]
+        parts = chosen.split(chunk_size(self.image_size))
         return torch.cat([decode(self._tokenizer, part) for part in parts])
-
-
-def chunk_size(image_size: int) -> int:
-    """How many images of this height and width are in work at once."""
-    return max(8, CHUNK_PIXELS // image_size**2)
-
-
-def subset(total: int, n: int | None) -> list[int]:
-    """The first n of a fixed random order (None: all): a larger subset begins with the smaller."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(SUBSET_SEED))
-    return order[:n].tolist()
-
-
-def asked_subset(dataset: ImageDataset, n: int | None, option: str) -> list[int]:
-    """A subset of a data set, of the size that an option of the command asks for.
-
-    Raises:
-        UserError: The data set is smaller.
-    """
-    if n is not None and n > len(dataset):
-        raise UserError(f"{option} {n}: {dataset.name} holds {len(dataset)} images")
-    return subset(len(dataset), n)
-
-
-def data_facts(dataset: ImageDataset, indices: Sequence[int]) -> dict[str, Any]:
-    """What a report must say of the images that were used."""
-    total, n = len(dataset), len(indices)
-    return {
-        "data": dataset.name,
-        "images": n,
-        "of": total if n < total else None,
-        "subset_seed": SUBSET_SEED if n < total else None,
-        "content": dataset.content_hash,
-    }
 
 
 def tokenizer_facts(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:

@@ -30,8 +30,6 @@ class FSQDescription(CutsDescription):
 class FSQQuantizer(Quantizer[FSQConfig]):
     """Codes (B, places), of which only all together decode."""
 
-    whole_batches = True
-
     def __init__(self, config: FSQConfig, latent_shape: tuple[int, int, int]) -> None:
         if FSQ is None:
             raise UserError(

@@ -6,13 +6,16 @@ using residual quantization", 2022), level after level. Only whole levels decode
 those of vector-quantize-pytorch: k-means start, moving averages, revival.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from pqvae.errors import UserError
 from stage1_tokenizer.config import SpatialConfig
-from stage1_tokenizer.quantizers.contract import CutsDescription, Quantizer
+from stage1_tokenizer.quantizers.contract import Description, Quantizer
 
 try:
     from vector_quantize_pytorch import VectorQuantize  # type: ignore[missing-import]
@@ -25,8 +28,6 @@ CLUSTERED = 256  # latents that the library's k-means, which is slow, starts fro
 
 class SpatialQuantizer(Quantizer[SpatialConfig]):
     """Codes (B, levels * places): all places of the first level, then those of the next."""
-
-    whole_batches = True  # the library's averages are of what it sees at once
 
     def __init__(self, config: SpatialConfig, latent_shape: tuple[int, int, int]) -> None:
         if VectorQuantize is None:
@@ -55,6 +56,7 @@ class SpatialQuantizer(Quantizer[SpatialConfig]):
                 threshold_ema_dead_code=config.least_uses,
                 commitment_weight=0.0,  # the objective has it
                 rotation_trick=False,  # with it a VQ-VAE on emoji ended 2.4 dB lower
+                sync_codebook=False,  # `learn` sees the batch of all processes already
             )
             for _ in range(config.levels)
         )
@@ -71,25 +73,22 @@ class SpatialQuantizer(Quantizer[SpatialConfig]):
         h, f = self.shape[1] // self.config.fold, self.config.fold
         return rearrange(vectors, "b (h w) (c p q) -> b (c h p w q)", h=h, p=f, q=f)
 
+    @torch.no_grad()
     def encode(self, latents: Tensor, beam: int = 1) -> Tensor:
-        return self._quantize(latents)[0]
+        residual, codes = self.split(latents), []
+        for book in range(len(self.levels)):
+            codes.append(self._nearest(book, residual))
+            residual = residual - self.meaning(book)[codes[-1]]
+        return torch.cat(codes, dim=1)
 
-    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, N), and f_k at each cut, (cuts, B, D), without gradients."""
-        with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
-            target = residual = self.split(latents)
-            codes, sums = [], []
-            for level in self.levels:
-                quantized, chosen, _ = level(residual)
-                residual = residual - quantized
-                codes.append(chosen)
-                sums.append(self.join(target - residual))
-        return torch.cat(codes, dim=1), torch.stack(sums)
+    def _nearest(self, book: int, residual: Tensor) -> Tensor:
+        with torch.autocast(residual.device.type, enabled=False):
+            return torch.cdist(residual, self.meaning(book)).argmin(2)
 
     def _decode(self, codes: Tensor) -> Tensor:
         total = self.scale.new_zeros(())
-        for level, chosen in zip(self.levels, codes.split(self.places, dim=1), strict=False):
-            total = total + level.get_codes_from_indices(chosen)  # type: ignore[not-callable]
+        for book, chosen in enumerate(codes.split(self.places, dim=1)):
+            total = total + self.meaning(book)[chosen]
         return self.join(total)
 
     def meaning(self, book: int) -> Tensor:
@@ -105,12 +104,41 @@ class SpatialQuantizer(Quantizer[SpatialConfig]):
     @torch.no_grad()
     def start(self, encoded: Tensor, generator: torch.Generator) -> None:
         self.scale.copy_(encoded.float().std())
-        self.train()
-        with torch.random.fork_rng(devices=[]):  # the library draws from the global generator
-            torch.manual_seed(generator.initial_seed())
-            self._quantize(self.normalize(encoded[:CLUSTERED]))
+        residual = self.split(self.normalize(encoded[:CLUSTERED]))
+        with _drawing_from(generator):
+            for book, level in enumerate(self.levels):
+                level(residual, freeze_codebook=True)  # the first call runs the k-means
+                residual = residual - self.meaning(book)[self._nearest(book, residual)]
 
-    def describe(
-        self, latents: Tensor, progress: float, generator: torch.Generator
-    ) -> CutsDescription:
-        return CutsDescription(latents, *self._quantize(latents.detach()), self.cuts)
+    def describe(self, latents: Tensor, progress: float, generator: torch.Generator) -> Description:
+        return self.describe_by(latents, self.encode(latents))
+
+    def learn(
+        self,
+        description: Description,
+        step: int,
+        progress: float,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        with _drawing_from(generator):  # the library revives entries in every step
+            super().learn(description, step, progress, finite, generator)
+
+    @torch.no_grad()
+    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+        super()._learn(description, progress, finite)
+        if not finite:
+            return
+        residual = self.split(description.latents)
+        for book, chosen in enumerate(description.codes.split(self.places, dim=1)):
+            left = residual - self.meaning(book)[chosen]
+            self.levels[book].update_indices(residual, chosen)  # type: ignore[not-callable]
+            residual = left
+
+
+@contextlib.contextmanager
+def _drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Let the library, which draws from the global generator, draw what this one stands for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        yield

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from eval.fid import main
-from eval.measures.generation import Score, open_floor, score
-from eval.measures.metrics import compute
-from eval.measures.statistics import read_statistics, write_statistics
-from eval.networks import inception, trunk
-from eval.networks.extractors import Extractor
-from eval.networks.features import Features
+from eval.measures import metrics
+from eval.measures.fidelity import fid
+from eval.measures.generation import Scored, open_floor, score
+from eval.measures.statistics import Reference, read_statistics, write_statistics
+from eval.networks import NETWORKS, inception, trunk
+from eval.networks.extractor import FeatureExtractor
+from eval.networks.features import FeatureNetwork, Features
 from eval.subjects.samples import open_samples
-from eval.subjects.tokenized import subset
+from eval.subjects.selection import asked_subset, subset
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
@@ -41,9 +42,9 @@ class Tiny(nn.Module):
         return features, features
 
 
-def tiny_extractor(*, has_logits: bool = True, suffix: str = "") -> Extractor:
+def tiny_network(*, has_logits: bool = True, suffix: str = "") -> FeatureNetwork:
     network = Tiny() if has_logits else nn.Sequential(Tiny(), First())
-    return Extractor(
+    return FeatureNetwork(
         network, "tiny", 12, "2x2", "no weights", "0" * 64, has_logits=has_logits, suffix=suffix
     )
 
@@ -55,77 +56,6 @@ class First(nn.Module):
 
 def as_features(pool: Tensor, logits: Tensor | None = None) -> Features:
     return Features(pool, logits, "")
-
-
-def gaussian(n: int, mean: Tensor, root: Tensor, seed: int) -> Tensor:
-    """Points with exactly this sample mean, and with the sample covariance ``root @ root.T``."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(n, len(mean), dtype=torch.float64, generator=generator)
-    points -= points.mean(0)
-    white = points @ torch.linalg.inv(torch.linalg.cholesky(points.T.cov())).T
-    return white @ root.T + mean
-
-
-def square_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ values.clamp_min(0).sqrt().diag() @ vectors.T
-
-
-def test_fid_of_two_gaussians_is_the_closed_formula() -> None:
-    D = 16
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(2, D, dtype=torch.float64, generator=generator)
-    roots = torch.randn(2, D, D, dtype=torch.float64, generator=generator)
-    first, second = (gaussian(100, means[i], roots[i], seed=i) for i in range(2))
-    cov = [root @ root.T for root in roots]
-    cross = square_root(square_root(cov[0]) @ cov[1] @ square_root(cov[0]))
-    expected = (means[0] - means[1]).square().sum() + (cov[0] + cov[1] - 2 * cross).trace()
-    found = compute(["fid"], as_features(first), as_features(second))["fid"]
-    assert found == pytest.approx(expected.item(), rel=1e-8)
-
-
-def test_fid_of_a_set_with_itself_is_zero() -> None:
-    pool = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
-    assert compute(["fid"], as_features(pool), as_features(pool))["fid"] == pytest.approx(
-        0, abs=1e-9
-    )
-
-
-def test_kid_is_near_zero_for_one_distribution_and_not_for_two() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(300, 16, generator=generator) for _ in range(2))
-    alike = compute(["kid"], as_features(first), as_features(second))
-    apart = compute(["kid"], as_features(first), as_features(second + 0.5))
-    assert alike["kid_subset_size"] == 300
-    assert abs(alike["kid"]) < 0.05  # over seeds it scatters by 0.01 about zero
-    assert apart["kid"] > 0.5
-
-
-def test_kid_takes_all_images_where_there_are_few() -> None:
-    pool = torch.rand(30, 16, generator=torch.Generator().manual_seed(0))
-    found = compute(["kid"], as_features(pool[:20]), as_features(pool))
-    assert found["kid_subset_size"] == 20
-    assert "kid_std" not in found  # every subset is the same set: no spread to speak of
-
-
-def test_inception_score_of_sure_and_balanced_logits_is_the_number_of_classes() -> None:
-    logits = 100 * torch.eye(4).repeat(500, 1)
-    found = compute(["isc"], as_features(logits, logits), as_features(logits))
-    assert found["isc"] == pytest.approx(4, rel=0.02)  # splits are balanced only by chance
-    sure = torch.zeros(100, 4)
-    found = compute(["isc"], as_features(sure, sure), as_features(sure))
-    assert found["isc"] == pytest.approx(1)
-
-
-def test_precision_and_recall_tell_fidelity_from_coverage() -> None:
-    generator = torch.Generator().manual_seed(0)
-    real = torch.randn(200, 4, generator=generator)
-    narrow = 0.1 * torch.randn(200, 4, generator=generator)
-    same = compute(["prc"], as_features(real), as_features(real))
-    assert same == {"precision": 1.0, "recall": 1.0, "f_score": 1.0}
-    found = compute(["prc"], as_features(narrow), as_features(real))
-    assert found["precision"] > 0.95
-    assert found["recall"] < 0.05
 
 
 @pytest.fixture
@@ -153,16 +83,17 @@ def samples(tmp_path: Path, reference: DataConfig) -> Path:
 
 
 def score_with(
-    extractor: Extractor,
+    network: FeatureNetwork,
     samples: Path,
     reference: DataConfig,
     metrics: list[str],
     n: int | None = None,
     reference_n: int | None = None,
-) -> Score:
+) -> Scored:
     train, test = open_dataset(reference, "train"), open_floor(reference)
     opened = open_samples(samples, n)
-    return score(opened, train, test, extractor, metrics, reference_n=reference_n, device=CPU)
+    reference_images = asked_subset(train, reference_n, "--reference-n")
+    return score(opened, reference_images, test, FeatureExtractor(network, CPU), metrics)
 
 
 def write_images(folder: Path, n: int, seed: int, low: int | None = None) -> None:
@@ -176,7 +107,7 @@ def write_images(folder: Path, n: int, seed: int, low: int | None = None) -> Non
 
 
 def test_score_has_the_floor_and_the_protocol(samples: Path, reference: DataConfig) -> None:
-    result = score_with(tiny_extractor(), samples, reference, ["fid", "kid", "isc"])
+    result = score_with(tiny_network(), samples, reference, ["fid", "kid", "isc"])
     opened = open_samples(samples)
     train = open_dataset(reference, "train")
     scored, floor = result.rows
@@ -189,14 +120,14 @@ def test_score_has_the_floor_and_the_protocol(samples: Path, reference: DataConf
     assert result.facts["extractor"]["sha256"] == "0" * 64
     # The same numbers from features made here.
     pools = [Tiny()(images)[0] for images in (opened.images(range(30)), train.images(range(60)))]
-    by_hand = compute(["fid"], as_features(pools[0]), as_features(pools[1]))
+    by_hand = fid(as_features(pools[0]), Reference(as_features(pools[1])))
     assert scored["fid"] == pytest.approx(by_hand["fid"], rel=1e-5)
 
 
 def test_few_images_are_warned_of(samples: Path, reference: DataConfig) -> None:
-    few = score_with(tiny_extractor(), samples, reference, ["fid"], n=11)
+    few = score_with(tiny_network(), samples, reference, ["fid"], n=11)
     assert any("biased upwards" in note for note in few.notes)  # 11 images, 12 features
-    enough = score_with(tiny_extractor(), samples, reference, ["fid"], n=12)
+    enough = score_with(tiny_network(), samples, reference, ["fid"], n=12)
     assert not any("biased upwards" in note for note in enough.notes)
 
 
@@ -204,8 +135,8 @@ def test_scores_of_another_network_never_bear_the_plain_names(
     samples: Path, reference: DataConfig
 ) -> None:
     metrics = ["fid", "kid", "prc"]
-    other = score_with(tiny_extractor(suffix="_tiny"), samples, reference, metrics, n=11).rows[0]
-    plain = score_with(tiny_extractor(), samples, reference, metrics, n=11).rows[0]
+    other = score_with(tiny_network(suffix="_tiny"), samples, reference, metrics, n=11).rows[0]
+    plain = score_with(tiny_network(), samples, reference, metrics, n=11).rows[0]
     assert other.pop("fd_tiny") == plain.pop("fid")
     assert other.pop("kd_tiny") == plain.pop("kid")
     assert other.pop("precision_tiny") == plain.pop("precision")
@@ -213,33 +144,32 @@ def test_scores_of_another_network_never_bear_the_plain_names(
 
 
 def test_score_of_the_reference_itself_is_zero(reference: DataConfig) -> None:
-    result = score_with(tiny_extractor(), Path(reference.path) / "train", reference, ["fid"])
+    result = score_with(tiny_network(), Path(reference.path) / "train", reference, ["fid"])
     assert result.rows[0]["fid"] == pytest.approx(0, abs=1e-6)
     assert result.rows[1]["fid"] > 0.01
 
 
 def test_subset_of_the_reference_is_fixed_and_stated(samples: Path, reference: DataConfig) -> None:
     results = [
-        score_with(tiny_extractor(), samples, reference, ["fid"], reference_n=n)
-        for n in (20, 20, 60)
+        score_with(tiny_network(), samples, reference, ["fid"], reference_n=n) for n in (20, 20, 60)
     ]
     fids = [result.rows[0]["fid"] for result in results]
     assert fids[0] == fids[1] != fids[2]
     about = results[0].facts["reference"]
     assert (about["images"], about["of"], about["subset_seed"]) == (20, 60, 0)
     with pytest.raises(UserError, match=r"--reference-n 61: .* holds 60"):
-        score_with(tiny_extractor(), samples, reference, ["fid"], reference_n=61)
+        score_with(tiny_network(), samples, reference, ["fid"], reference_n=61)
 
 
 def test_inception_score_is_left_out_without_the_classifier(
     samples: Path, reference: DataConfig
 ) -> None:
-    extractor = tiny_extractor(has_logits=False)
-    result = score_with(extractor, samples, reference, ["kid", "isc"])
+    network = tiny_network(has_logits=False)
+    result = score_with(network, samples, reference, ["kid", "isc"])
     assert "isc" not in result.rows[0]
     assert any("left out: Inception Score needs the classifier" in note for note in result.notes)
     with pytest.raises(UserError, match=r"--metrics isc: .*weights-inception-2015-12-05"):
-        score_with(extractor, samples, reference, ["isc"])
+        score_with(network, samples, reference, ["isc"])
 
 
 def test_too_few_images_are_refused_or_cost_the_floor(samples: Path, tmp_path: Path) -> None:
@@ -247,18 +177,18 @@ def test_too_few_images_are_refused_or_cost_the_floor(samples: Path, tmp_path: P
     write_images(tmp_path / "few" / "val", 1, seed=2)
     write_images(tmp_path / "few" / "test", 1, seed=1)
     few = DataConfig(path=str(tmp_path / "few"), image_size=SIZE)
-    result = score_with(tiny_extractor(), samples, few, ["kid"])
+    result = score_with(tiny_network(), samples, few, ["kid"])
     assert len(result.rows) == 1
     assert any("no floor" in note for note in result.notes)
     with pytest.raises(UserError, match="kid needs 2 images or more, not 1"):
-        score_with(tiny_extractor(), samples, few, ["kid"], n=1)
+        score_with(tiny_network(), samples, few, ["kid"], n=1)
 
 
 def test_damaged_sample_is_named_not_averaged_in(samples: Path, reference: DataConfig) -> None:
     path = samples / "images" / "000007.png"
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"000007\.png: .*remove the file"):
-        score_with(tiny_extractor(), samples, reference, ["fid"])
+        score_with(tiny_network(), samples, reference, ["fid"])
 
 
 def test_samples_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -301,7 +231,7 @@ def test_folder_shards_and_array_score_alike(
     np.savez(tmp_path / "samples.npz", pixels, np.full(30, 3))
     np.savez_compressed(tmp_path / "small.npz", images=pixels)
     scores = {
-        path.name: score_with(tiny_extractor(), path, reference, ["fid"]).rows[0]
+        path.name: score_with(tiny_network(), path, reference, ["fid"]).rows[0]
         for path in (samples, *(tmp_path / name for name in ("shards", "samples.npz", "small.npz")))
     }
     assert len({json.dumps(row) for row in scores.values()}) == 1
@@ -338,18 +268,17 @@ def test_array_of_something_else_is_refused(
 def test_exported_statistics_score_as_the_images_do(
     samples: Path, reference: DataConfig, tmp_path: Path
 ) -> None:
-    extractor = tiny_extractor()
-    direct = score_with(extractor, samples, reference, ["fid"])
-    assert direct.reference is not None
-    write_statistics(tmp_path / "r.npz", direct.reference, extractor)
-    known = read_statistics(tmp_path / "r.npz", extractor)
-    opened = open_samples(samples)
-    again = score(opened, known, None, extractor, ["fid", "kid"], device=CPU)
+    network = tiny_network()
+    direct = score_with(network, samples, reference, ["fid"])
+    write_statistics(tmp_path / "r.npz", direct.reference.statistics, network)
+    known = read_statistics(tmp_path / "r.npz", network)
+    opened, extractor = open_samples(samples), FeatureExtractor(network, CPU)
+    again = score(opened, known, None, extractor, ["fid", "kid"])
     assert again.rows[0]["fid"] == pytest.approx(direct.rows[0]["fid"], rel=1e-12)
     assert "kid" not in again.rows[0]
     assert any("kid needs images of the reference" in note for note in again.notes)
     with pytest.raises(UserError, match="prc needs images of the reference"):
-        score(opened, known, None, extractor, ["prc"], device=CPU)
+        score(opened, known, None, extractor, ["prc"])
 
 
 @pytest.mark.parametrize(
@@ -370,12 +299,12 @@ def test_statistics_of_something_else_are_refused(
 ) -> None:
     np.savez(tmp_path / "r.npz", allow_pickle=False, **arrays)
     with pytest.raises(UserError, match=rf"r\.npz: .*{message}|{message}"):
-        read_statistics(tmp_path / "r.npz", tiny_extractor())
+        read_statistics(tmp_path / "r.npz", tiny_network())
 
 
 def test_published_statistics_need_no_word_on_the_network(tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", mu=np.arange(12.0), sigma=np.eye(12), arr_0=np.zeros(3))
-    known = read_statistics(tmp_path / "r.npz", tiny_extractor())
+    known = read_statistics(tmp_path / "r.npz", tiny_network())
     assert torch.equal(known.mean, torch.arange(12.0).double())
 
 
@@ -399,9 +328,8 @@ def test_each_class_is_scored_against_its_own(classes: DataConfig, tmp_path: Pat
         np.savez(tmp_path / f"{name}.npz", pixels, labels)
         opened = open_samples(tmp_path / f"{name}.npz")
         test = open_floor(classes)
-        result = score(
-            opened, train, test, tiny_extractor(), ["fid", "prc"], by_class=True, device=CPU
-        )
+        extractor = FeatureExtractor(tiny_network(), CPU)
+        result = score(opened, subset(train), test, extractor, ["fid", "prc"], by_class=True)
         found[name] = {row["subject"]: row for row in result.rows}
     right, wrong_rows = found["right"], found["wrong"]
     assert right["dark, samples"]["images"] == 30
@@ -417,12 +345,12 @@ def test_classes_that_cannot_be_told_apart_are_refused(
     samples: Path, reference: DataConfig, classes: DataConfig, tmp_path: Path
 ) -> None:
     def by_class(path: Path, data: DataConfig) -> None:
-        train = open_dataset(data, "train")
-        score(open_samples(path), train, None, tiny_extractor(), ["fid"], by_class=True, device=CPU)
+        train, extractor = open_dataset(data, "train"), FeatureExtractor(tiny_network(), CPU)
+        score(open_samples(path), subset(train), None, extractor, ["fid"], by_class=True)
 
     with pytest.raises(UserError, match="--by-class: the reference has no classes"):
         by_class(samples, reference)
-    with pytest.raises(UserError, match="does not say of which class each image is"):
+    with pytest.raises(UserError, match=r"does not record the classes of its samples$"):
         by_class(samples, classes)
     np.savez(tmp_path / "a.npz", np.zeros((4, SIZE, SIZE, 3), np.uint8), np.arange(4))
     with pytest.raises(UserError, match=r"has class 2, but .*dark, light"):
@@ -431,11 +359,11 @@ def test_classes_that_cannot_be_told_apart_are_refused(
 
 @needs_trunk
 def test_scores_are_those_of_plain_torch_fidelity(samples: Path, reference: DataConfig) -> None:
-    extractor = inception.load(TRUNK)
+    network = inception.load(TRUNK)
     n, metrics = 8, ["fid", "kid", "prc"]
-    train = open_dataset(reference, "train")
-    opened = open_samples(samples, n)
-    result = score(opened, train, None, extractor, metrics, reference_n=n, device=CPU)
+    real = subset(open_dataset(reference, "train"), n)
+    opened, extractor = open_samples(samples, n), FeatureExtractor(network, CPU)
+    result = score(opened, real, None, extractor, metrics)
 
     class Plain(Dataset):
         def __init__(self, images: Tensor) -> None:
@@ -448,12 +376,12 @@ def test_scores_are_those_of_plain_torch_fidelity(samples: Path, reference: Data
             return self.images[index]
 
     weights = io.BytesIO()
-    torch.save(extractor.network.state_dict(), weights)
+    torch.save(network.module.state_dict(), weights)
     path = samples / "weights.pth"
     path.write_bytes(weights.getvalue())
     plain = torch_fidelity.calculate_metrics(
         input1=Plain(opened.images(range(n))),
-        input2=Plain(train.images(subset(len(train), n))),
+        input2=Plain(real.images(range(n))),
         fid=True,
         kid=True,
         kid_subset_size=n,
@@ -546,6 +474,78 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert re.match(f"error: .*{message}", line)
     assert output.out == ""
     assert not (samples / "fid.json").exists()
+
+
+def load_tiny(weights: Path | None) -> FeatureNetwork:
+    return tiny_network()
+
+
+def test_a_metric_is_one_file_and_one_entry_of_the_table(
+    samples: Path,
+    reference: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "brightness.py").write_text(
+        "def compute(images, reference):\n"
+        "    apart = images.pool.mean() - reference.features.pool.mean()\n"
+        "    return {'brightness': apart.item()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    added = metrics.Metric(
+        title="brightness",
+        compute="brightness:compute",
+        scores=(metrics.Score(key="brightness", title="brighter by", digits=3),),
+        fewest=5,
+        needs="images",
+    )
+    monkeypatch.setitem(metrics.METRICS, "brightness", added)
+    monkeypatch.setitem(NETWORKS, "tiny", f"{__name__}:load_tiny")
+    command = ["--samples", str(samples), "--extractor", "tiny", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "fid,kid,isc,prc,brightness" in capsys.readouterr().out
+    assert main([*command, "--metrics", "fid,brightness"]) == 0
+    titles, row, floor = capsys.readouterr().out.splitlines()[:3]
+    assert titles.split()[-2:] == ["brighter", "by"]
+    train = open_dataset(reference, "train").images(range(60)).double()
+    apart = open_samples(samples).images(range(30)).double().mean() - train.mean()
+    assert row.split()[-1] == f"{apart.item() / 255:.3f}"
+    assert "floor" in floor
+    assert main([*command, "--metrics", "brightness", "--n", "4"]) == 2
+    assert "brightness needs 5 images or more, not 4" in capsys.readouterr().err
+    write_statistics(
+        tmp_path / "r.npz", Reference(as_features(torch.rand(20, 12))).statistics, tiny_network()
+    )
+    assert (
+        main([*command, "--metrics", "fid,brightness", "--reference", str(tmp_path / "r.npz")]) == 0
+    )
+    assert "left out: brightness needs images of the reference" in capsys.readouterr().out
+
+
+def test_labels_of_samples_are_those_of_the_record(samples: Path, classes: DataConfig) -> None:
+    record = json.loads((samples / "samples.json").read_text())
+    record["class_counts"] = {"dark": 40, "light": 40}
+
+    def labels(**changes: object) -> tuple[str, ...] | None:
+        (samples / "samples.json").write_text(json.dumps({**record, **changes}))
+        return open_samples(samples, 3).labels
+
+    numbers = [1, 0, 0, *[1] * 27]
+    assert labels(labels=numbers) == ("light", "dark", "dark")
+    (samples / "images" / "000001.png").unlink()
+    assert labels(labels=numbers) == ("light", "dark", "light")
+    assert labels(labels=None) is None
+    assert labels(labels=[1, 0, -1, 1]) is None
+    assert labels(labels=[1, 0, 0]) is None
+    assert labels(settings={"class": "dark"}) == ("dark",) * 3
+    # A folder of an older version: what is to be done is said.
+    assert labels(command="python -m sampling.generate --n 30") is None
+    extractor = FeatureExtractor(tiny_network(), CPU)
+    train = subset(open_dataset(classes, "train"))
+    with pytest.raises(UserError, match=r"classes .*; `python -m sampling.generate --n 30` adds"):
+        score(open_samples(samples), train, None, extractor, ["fid"], by_class=True)
 
 
 @needs_trunk

@@ -14,21 +14,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.measures import copies
-from eval.measures.copies import (
+from eval.measures import near_copies, neighbours
+from eval.measures.near_copies import (
     Comparison,
     Neighbours,
     compare,
     find_neighbours,
-    nearest,
+    nearest_point,
     open_generator,
 )
 from eval.measures.rates import position_bits
-from eval.memorization import main, save_pairs
+from eval.memorization import main
 from eval.networks import lite0
-from eval.networks.extractors import Extractor
+from eval.networks.extractor import FeatureExtractor
+from eval.networks.features import FeatureNetwork
+from eval.report.memorization import save_pairs
 from eval.subjects.samples import Samples
-from eval.subjects.tokenized import subset
+from eval.subjects.selection import Selection, asked_subset, subset
+from pqvae.data import batches
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
@@ -53,7 +56,8 @@ class Tiny(nn.Module):
         return (nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1),)
 
 
-TINY = Extractor(Tiny(), "tiny", 12, "none", "no weights", "0" * 64, False, "_tiny")
+NETWORK = FeatureNetwork(Tiny(), "tiny", 12, "none", "no weights", "0" * 64, False, "_tiny")
+TINY = FeatureExtractor(NETWORK, CPU)
 
 
 def random_images(n: int, seed: int, size: int = SIZE) -> Tensor:
@@ -83,9 +87,10 @@ def in_memory(images: Tensor) -> Samples:
     return Samples(Path("samples"), lambda i: images[i], n, n, images.shape[2], {}, None)
 
 
-def compared(images: Tensor, data: DataConfig, **options: Any) -> Comparison:
-    train, test = open_dataset(data, "train"), open_dataset(data, "test")
-    return compare(in_memory(images), train, test, TINY, device=CPU, **options)
+def compared(images: Tensor, data: DataConfig, reference_n: int | None = None) -> Comparison:
+    seen = asked_subset(open_dataset(data, "train"), reference_n, "--reference-n")
+    held_out = subset(open_dataset(data, "test"), len(images))
+    return compare(in_memory(images), seen, held_out, TINY)
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8"])
@@ -104,13 +109,13 @@ def test_the_nearest_is_that_of_a_plain_search_whatever_the_blocks(
     others = table.clone()
     others[torch.arange(20), itself] = torch.inf
     for sizes in ((1024, 4096), (7, 11), (1, 1)):
-        monkeypatch.setattr(copies, "QUERIES", sizes[0])
-        monkeypatch.setattr(copies, "POINTS", sizes[1])
+        monkeypatch.setattr(neighbours, "QUERIES", sizes[0])
+        monkeypatch.setattr(neighbours, "ROWS", sizes[1])
         for expected, left_out in ((table, None), (others, itself)):
-            distances, numbers = nearest(queries, points, CPU, left_out)
+            distances, numbers = nearest_point(queries, points, CPU, left_out)
             torch.testing.assert_close(distances, expected.min(1).values)
             assert torch.equal(numbers, expected.argmin(1))
-        distances, _ = nearest(queries, points, CPU)
+        distances, _ = nearest_point(queries, points, CPU)
         assert (distances[10:] == 0).all()
 
 
@@ -141,12 +146,13 @@ def test_copies_among_samples_are_told_and_counted(data: DataConfig) -> None:
     images = torch.cat([train[:20], noisy.to(torch.uint8), random_images(40, seed=9)])
     found = compared(images, data)
     samples, held_out, ratio = found.rows
+    order = subset(open_dataset(data, "train")).indices
     assert (samples["images"], held_out["images"]) == (80, 80)
     assert (samples["equal"], held_out["equal"]) == (20, 0)
     for space in ("features", "pixels"):
         near = found.neighbours[space]
         assert near.copies[:40].all()
-        assert near.indices[:40].tolist() == list(range(40))
+        assert [order[place] for place in near.indices[:40]] == list(range(40))
         fresh = near.copies[40:].double().mean().item()
         assert samples[f"{space}_copies"] == pytest.approx((1 + fresh) / 2)
         assert samples[f"{space}_copies"] > held_out[f"{space}_copies"] + 0.2
@@ -175,8 +181,10 @@ def test_figures_depend_on_neither_order_nor_chunks(
     train = open_dataset(data, "train").images(range(5))
     images = torch.cat([train, random_images(25, seed=9)])
     first = compared(images, data)
-    for name, size in (("CHUNK", 7), ("QUERIES", 11), ("POINTS", 13)):
-        monkeypatch.setattr(copies, name, size)
+    monkeypatch.setattr(near_copies, "CHUNK", 7)
+    monkeypatch.setattr(neighbours, "QUERIES", 11)
+    monkeypatch.setattr(neighbours, "ROWS", 13)
+    monkeypatch.setattr(batches, "CHUNK_PIXELS", 1)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
     second = compared(images[order], data)
     for space in ("features", "pixels"):
@@ -223,9 +231,10 @@ def test_a_subset_of_the_training_images_is_fixed_and_stated(data: DataConfig) -
 def test_pairs_are_drawn_with_the_sample_above(data: DataConfig, tmp_path: Path) -> None:
     images = random_images(3, seed=9)
     indices, distances = torch.tensor([7, 5, 6]), torch.tensor([2.0, 3.0, 1.0])
-    neighbours = Neighbours(indices, distances, torch.ones(3, dtype=torch.bool))
+    found = Neighbours(indices, distances, torch.ones(3, dtype=torch.bool))
     train = open_dataset(data, "train")
-    save_pairs(tmp_path / "pairs.png", in_memory(images), train, neighbours)
+    seen = Selection(train, range(len(train)))
+    save_pairs(tmp_path / "pairs.png", in_memory(images), seen, found)
     with Image.open(tmp_path / "pairs.png") as file:
         grid = np.array(file)
     zoom = 96 // SIZE
@@ -267,19 +276,18 @@ def test_controls_are_decoded_by_the_generator_that_made_the_samples(
     }
     samples = replace(in_memory(train.images(range(9))), record=record)
     generator = open_generator(samples, config.path, CPU)
-    rows = compare(samples, train, test, TINY, generator, device=CPU).rows
+    seen, held_out = subset(train), subset(test, 9)
+    rows = compare(samples, seen, held_out, TINY, generator).rows
     subjects = ["samples", "held-out", "held-out, decoded", "training, decoded"]
     assert [row["subject"] for row in rows] == [*subjects, "samples / held-out, decoded"]
-    for row, dataset in ((rows[2], test), (rows[3], train)):
-        indices = subset(len(dataset), 9)
-        images = dataset.images(indices)
+    for row, chosen in ((rows[2], held_out), (rows[3], seen.first(9))):
+        images = chosen.images(range(9))
         decoded = in_memory(reconstruct(tokenizer, images, [3])[0])
-        plain = compare(decoded, train, test, TINY, device=CPU).rows[0]
+        plain = compare(decoded, seen, held_out, TINY).rows[0]
         for key in ("images", "features_copies", "pixels_copies", "pixels_distance"):
             assert row[key] == pytest.approx(plain[key])
-        assert dataset.labels is not None
-        codes, labels = tokenizer.encode(to_float(images)), dataset.labels[indices]
-        expected = position_bits(prior.eval(), codes, labels).sum().item()
+        codes = tokenizer.encode(to_float(images))
+        expected = position_bits(prior.eval(), codes, chosen.labels).sum().item()
         assert row["class_prior_bits"] == pytest.approx(expected, rel=1e-5)
     assert "class_prior_bits" not in rows[0] | rows[1]
 

@@ -1,8 +1,8 @@
 """The probe finds what codes hold, and nothing where there is nothing; and it says what it did."""
 
-import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from eval.measures import classifiers
-from eval.measures.classifiers import Labelled, Parts
-from eval.measures.representations import SPLITS, random_encoder, score_codes, score_features
+from eval.measures.probes import Labelled, Parts, score_codes, score_features
+from eval.measures.representations import SPLITS, random_encoder
 from eval.probe import main
 from pqvae.data.sample import Split
 from pqvae.images import encode_png, to_float
 from pqvae.randomness import generator_for
-from stage1_tokenizer.config import ArchitectureConfig, QuantizerConfig, TokenizerConfig
-from stage1_tokenizer.quantizers.codebooks import CodebookLearner
+from stage1_tokenizer.config import (
+    ArchitectureConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    SpatialConfig,
+    TokenizerConfig,
+)
 from stage1_tokenizer.tokenizer import Tokenizer
 
 SIZE = 16
@@ -27,11 +31,6 @@ LENGTHS = [1, 2, 4]
 SMALL = ArchitectureConfig(
     widths=(16, 32), encoder_blocks=(0, 1), decoder_blocks=(0, 1), latent_channels=4
 )
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifiers, "MAX_STEPS", 400)  # enough here, and five times faster
 
 
 def draw(n: int, seed: int) -> torch.Tensor:
@@ -51,20 +50,24 @@ def write_images(folder: Path, name: Callable[[int], str]) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder; its first code tells dark from bright, and has two bits for the noise."""
+def save_tokenizer(folder: Path, quantizer: QuantizerConfig) -> Path:
+    """A model folder of a tokenizer that has been started, but not trained."""
     torch.manual_seed(0)
-    quantizer = QuantizerConfig(num_codes=4, codebook_sizes=(8,), learned_codes=2)
     config = TokenizerConfig(image_size=SIZE, architecture=SMALL, quantizer=quantizer)
     model = Tokenizer(config)
     images = to_float(draw(200, seed=9))
     model.init_from_images(images)
     with torch.no_grad():
-        CodebookLearner(model.quantizer).initialize(model.encoder(images), generator_for(0))
-    folder = tmp_path_factory.mktemp("tokenizer")
+        model.quantizer.start(model.encoder(images), generator_for(0))
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder; its first code tells dark from bright, and has two bits for the noise."""
+    quantizer = ResidualConfig(num_codes=4, codebook_sizes=(8,), learned_codes=2)
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), quantizer)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def probe(tokenizer: Path, data: str, out: Path, *arguments: str) -> dict[str, A
 def test_classes_that_the_first_code_tells_are_told(
     tokenizer: Path, dark_or_bright: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = probe(tokenizer, dark_or_bright, tmp_path, "--vqvae-steps", "0")
+    report = probe(tokenizer, dark_or_bright, tmp_path)
     rows = {(row["representation"], row["k"]): row for row in report["rows"]}
     assert rows["chance", None]["linear"] == 50
     assert rows["chance", None]["precision"] == pytest.approx(100 * 29 / 59)
@@ -110,7 +113,7 @@ def test_classes_that_the_first_code_tells_are_told(
 def test_random_classes_give_chance(tokenizer: Path, tmp_path: Path) -> None:
     coin = torch.randint(2, (200,), generator=generator_for(5)).tolist()
     data = write_images(tmp_path / "data", lambda number: ("heads", "tails")[coin[number]])
-    report = probe(tokenizer, data, tmp_path, "--vqvae-steps", "0")
+    report = probe(tokenizer, data, tmp_path)
     for row in report["rows"]:
         for key in ("linear", "knn"):
             # Of 60 fair coins; 4.5 deviations of 6.5.
@@ -130,7 +133,7 @@ def test_a_class_that_a_split_lacks_does_no_harm(
         alone.parent.mkdir()
         alone.write_bytes(encode_png(draw(1, seed=3)[0]))
     data = str(tmp_path / "data")
-    report = probe(tokenizer, data, tmp_path, "--vqvae-steps", "0", "--train-n", "100")
+    report = probe(tokenizer, data, tmp_path, "--train-n", "100")
     assert report["facts"]["classes"]["number"] == 5
     assert report["facts"]["train"]["images"] == 100
     rows = {(row["representation"], row["k"]): row for row in report["rows"]}
@@ -158,14 +161,13 @@ def turned(parts: Parts, turn: int) -> Parts:
 def test_labels_of_the_test_split_decide_nothing_but_the_score() -> None:
     parts = some_parts(lambda n, D, generator: 3 * torch.rand(n, D, generator=generator), 20)
     codes = some_parts(lambda n, N, generator: torch.randint(3, (n, N), generator=generator), 4)
-    strengths, steps, values = set(), set(), set()
+    strengths, values = set(), set()
     for turn in range(3):
-        row, _ = score_features(turned(parts, turn), 3)
-        (of_codes,) = score_codes(turned(codes, turn), (3,) * 4, [4], 3, seed=0)
-        strengths.add(row["strength"])
-        steps.add(of_codes["steps"])
+        row = score_features(turned(parts, turn))
+        of_codes = score_codes(turned(codes, turn), (3,) * 4)
+        strengths.add((row["strength"], of_codes["strength"]))
         values.add(row["linear"])
-    assert len(strengths) == len(steps) == 1
+    assert len(strengths) == 1
     assert len(values) > 1
 
 
@@ -181,28 +183,50 @@ def test_the_random_encoder_is_no_linear_map_and_the_same_each_time() -> None:
     assert ((first + second) / 2 - middle).abs().max() > 0.01
 
 
-def test_the_spatial_vq_is_a_row_or_a_note(
-    tokenizer: Path,
-    dark_or_bright: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_another_tokenizer_is_compared_by_its_codes_one_hot(
+    tokenizer: Path, dark_or_bright: str, tmp_path: Path
 ) -> None:
-    few = ("--train-n", "40", "--test-n", "20", "--vqvae-steps", "2")
-    find = importlib.util.find_spec
-    if find("vector_quantize_pytorch"):
-        report = probe(tokenizer, dark_or_bright, tmp_path, *few)
-        (row,) = (row for row in report["rows"] if row["representation"].startswith("spatial"))
-        assert row["dimensions"] == 512
-        assert row["linear"] == 100
-        assert any("2 steps in this run" in note for note in report["notes"])
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "vector_quantize_pytorch" else find(name, *rest),
+    report = probe(tokenizer, dark_or_bright, tmp_path, "--against", str(tokenizer))
+    rows = {(row["representation"], row["k"]): row for row in report["rows"]}
+    other, own = rows[f"codes of {tokenizer}, one-hot", None], rows["codes, one-hot", 4]
+    for key in ("dimensions", "linear", "knn"):
+        assert other[key] == own[key]
+    assert report["facts"][f"against {tokenizer}"]["codes"] == 4
+    assert not any("counted" in note for note in report["notes"])
+
+
+def test_of_a_spatial_tokenizer_its_codes_are_counted(
+    tokenizer: Path, dark_or_bright: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("vector_quantize_pytorch")
+    other = save_tokenizer(tmp_path / "spatial", SpatialConfig(codebook_size=32))
+    report = probe(tokenizer, dark_or_bright, tmp_path, "--against", str(other))
+    rows = {row["representation"]: row for row in report["rows"]}
+    row = rows[f"codes of {other}, counted"]
+    assert (row["dimensions"], row["linear"]) == (32, 100)
+    assert any(note.startswith("codes, counted: ") for note in report["notes"])
+
+
+def test_another_tokenizer_must_be_of_the_same_size(
+    tokenizer: Path, dark_or_bright: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = TokenizerConfig(image_size=2 * SIZE, architecture=SMALL, quantizer=ResidualConfig())
+    Tokenizer(config).save_pretrained(tmp_path)
+    arguments = ["--tokenizer", str(tokenizer), "--data", dark_or_bright]
+    assert main([*arguments, "--against", str(tmp_path), "--device", "cpu"]) == 2
+    assert (
+        "made for images of 32 pixels, but those compared here have 16" in capsys.readouterr().err
     )
-    report = probe(tokenizer, dark_or_bright, tmp_path, *few)
-    assert not any(row["representation"].startswith("spatial") for row in report["rows"])
-    assert any("pip install -e '.[benchmarks]'" in note for note in report["notes"])
+
+
+def test_without_scikit_learn_a_line_says_what_to_do(
+    tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert main(["--tokenizer", str(tokenizer)]) == 2
+    assert capsys.readouterr().err == (
+        "error: eval.probe needs scikit-learn; pip install 'pqvae[eval]'\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,11 +240,11 @@ def test_the_spatial_vq_is_a_row_or_a_note(
         (["--data", "{data}", "--test-n", "61"], "--test-n 61: .* test holds 60 images"),
         (["--data", "{data}", "--test-n", "1"], "test: 1 image, but retrieval needs 2 or more"),
         (["--test-n", "0"], "argument --test-n: '0' is not a whole number of at least 1"),
-        (["--vqvae-steps", "-1"], "--vqvae-steps -1: give 0, for none, or more"),
+        (["--against", "no/such"], "no/such: no tokenizer here; .* give --against FOLDER"),
         (["--json", "no/such/probe.json"], "--json no/such/probe.json: there is no folder"),
         (["--json", "probe.txt"], "--json probe.txt: must end in .json"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
-        ([], "no config.yaml that names the data; pass --data"),
+        ([], "does not say which images it was trained on; pass --data"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from eval.measures import rates
-from eval.measures.rates import mean_image, measure_psnr, position_bits, prefix_rows
+from eval.measures.distortion import measure
+from eval.measures.rates import mean_image, position_bits, prefix_rows
 from eval.rate_distortion import main
-from eval.subjects import tokenized
+from eval.subjects.selection import Selection
 from eval.subjects.tokenized import encode
-from pqvae.config import config_to_yaml
+from pqvae.data import batches
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.images import psnr, to_float
@@ -25,7 +26,7 @@ from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import reconstruct
 from stage2_prior import Prior
 from stage2_prior.books import Codebooks
-from stage2_prior.config import Config, PriorConfig
+from stage2_prior.config import PriorConfig
 from stage2_prior.task import unigram_bits
 
 SIZE, SIZES = 16, (16,) * 6  # of the tiny run
@@ -34,12 +35,14 @@ CLASSES = ("circles", "squares", "stripes")
 TINY = PriorConfig(width=32, depth=1, heads=1, code_features=4)
 
 
-def make_prior(tokenizer_hash: str = "", classes: tuple[str, ...] = CLASSES) -> Prior:
+def make_prior(
+    codes_hash: str = "", tokenizer: str = "", classes: tuple[str, ...] = CLASSES
+) -> Prior:
     """A prior that knows nothing: its head starts at zero, so that its biases alone decide."""
     torch.manual_seed(0)
     codebooks = Codebooks.separate(SIZES)
     prior = Prior(TINY, codebooks, classes, (1,) * len(classes)).eval()
-    prior.provenance = {"codes_hash": tokenizer_hash}
+    prior.provenance = {"codes_hash": codes_hash, "tokenizer": tokenizer}
     return prior
 
 
@@ -60,12 +63,10 @@ def dataset(tiny_run: Any, split: Any) -> ImageDataset:
 @pytest.fixture
 def prior(tiny_run: Any, tokenizer: Tokenizer, tmp_path: Path) -> Path:
     """The run folder of a prior that is the unigrams of the training codes, class or no class."""
-    model = make_prior(tokenizer.content_hash)
+    model = make_prior(tokenizer.codes_hash, str(tiny_run.tokenizer))
     train = dataset(tiny_run, "train")
-    model.init_from_codes(encode(tokenizer, train, range(len(train))))
+    model.init_from_codes(encode(tokenizer, Selection(train, range(len(train)))))
     model.save_pretrained(tmp_path / "prior" / "model")
-    config = config_to_yaml(Config(tokenizer=str(tiny_run.tokenizer)))
-    (tmp_path / "prior" / "config.yaml").write_text(config)
     return tmp_path / "prior"
 
 
@@ -109,7 +110,7 @@ def test_a_source_whose_error_quarters_with_each_bit_of_a_value_gains_what_it_sp
     values = 3 * SIZE**2
     psnrs = 10 * torch.log10(4 * 4.0 ** torch.arange(5, dtype=torch.float64)).repeat(3, 1)
     rates = {"fixed": torch.full((4,), float(values)), "prior": torch.full((4,), values / 2)}
-    rows = prefix_rows(psnrs, rates, [1, 2, 4], SIZE)
+    rows = prefix_rows(psnrs, rates, range(1, 5), [1, 2, 4], SIZE)
     assert [row["mse"] for row in rows] == pytest.approx([1, 1 / 4, 1 / 16, 1 / 64, 1 / 256])
     assert [row.get("gained_bits") for row in rows[1:]] == pytest.approx(
         [values, values, None, 2 * values]
@@ -123,7 +124,7 @@ def test_a_source_whose_error_quarters_with_each_bit_of_a_value_gains_what_it_sp
 def test_segments_add_up_to_the_whole() -> None:
     psnrs = 20 + 5 * torch.rand(7, N + 1, dtype=torch.float64, generator=generator_for(0))
     rates = {"fixed": torch.full((N,), 4.0), "prior": torch.rand(N, generator=generator_for(1))}
-    rows = prefix_rows(psnrs, rates, [1, 2, 4, N], SIZE)
+    rows = prefix_rows(psnrs, rates, range(1, N + 1), [1, 2, 4, N], SIZE)
     ends = [rows[k] for k in (1, 2, 4, N)]
     assert [row["segment_begins_after"] for row in ends] == [0, 1, 2, 4]
     whole = 3 * SIZE**2 / 2 * math.log2(rows[0]["mse"] / rows[N]["mse"])
@@ -135,36 +136,51 @@ def test_segments_add_up_to_the_whole() -> None:
 
 
 def test_psnr_is_the_mean_of_the_images_and_mse_that_of_the_squares() -> None:
-    rows = prefix_rows(torch.tensor([[10.0, 20.0], [20.0, 40.0]]).double(), {}, [1], SIZE)
+    rows = prefix_rows(torch.tensor([[10.0, 20.0], [20.0, 40.0]]).double(), {}, [1], [1], SIZE)
     assert [row["psnr"] for row in rows] == pytest.approx([15, 30])
     assert [row["mse"] for row in rows] == pytest.approx([4 * (0.1 + 0.01) / 2, 4 * 0.0101 / 2])
 
 
 def test_a_prior_that_is_sure_spends_nothing_and_has_no_ratio() -> None:
     psnrs = torch.tensor([[10.0, 20.0]]).double()
-    assert (
-        prefix_rows(psnrs, {"prior": torch.zeros(1)}, [1], SIZE)[1]["gained_per_prior_bit"] is None
-    )
+    rows = prefix_rows(psnrs, {"prior": torch.zeros(1)}, [1], [1], SIZE)
+    assert rows[1]["gained_per_prior_bit"] is None
+
+
+def test_of_codes_that_decode_at_some_lengths_only_these_have_rows() -> None:
+    psnrs = torch.tensor([[10.0, 20.0, 30.0]]).double()
+    rows = prefix_rows(psnrs, {"fixed": torch.full((8,), 9.0)}, [4, 8], [4, 8], SIZE)
+    assert [(row["codes"], row["psnr"], row["fixed_bits"]) for row in rows] == [
+        (0, 10, 0),
+        (4, 20, 36),
+        (8, 30, 72),
+    ]
+    assert [row["segment_begins_after"] for row in rows[1:]] == [0, 4]
+
+
+def test_the_mean_image_is_that_of_all_images_whatever_the_chunks(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Selection(dataset(tiny_run, "test"), [1, 3, *range(4, 11)])
+    expected = images.images(range(9)).double().mean(0).round().to(torch.uint8)
+    monkeypatch.setattr(batches, "CHUNK_PIXELS", 1)
+    assert torch.equal(mean_image(images), expected)
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_every_prefix_is_measured_as_the_reconstruction_of_each_image(
     tiny_run: Any, tokenizer: Tokenizer, beam: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, indices = dataset(tiny_run, "test"), [5, 0, 7, 2]
-    start = mean_image(images, [1, 3])
-    expected = (images.images([1, 3]).double().mean(0)).round().to(torch.uint8)
-    assert torch.equal(start, expected)
-    for module in (rates, tokenized):
-        monkeypatch.setattr(module, "chunk_size", lambda _: 3)
-    codes = encode(tokenizer, images, indices, beam)
-    found = measure_psnr(tokenizer, images, indices, codes, start)
-    for row, index in zip(found, indices, strict=True):
-        image = images.images([index])
-        decoded = reconstruct(tokenizer, image, range(1, N + 1), beam).squeeze(1)
-        values = [psnr(one, image) for one in (start.unsqueeze(0), *decoded.unsqueeze(1))]
+    monkeypatch.setattr(batches, "CHUNK_PIXELS", 1)  # some chunks, and a smaller one
+    images = Selection(dataset(tiny_run, "test"), [5, 0, 7, 2, 1, 3, 4, 6, 8])
+    codes, values = measure(tokenizer, images, range(1, N + 1), {"psnr": psnr}, beam)
+    assert torch.equal(codes, encode(tokenizer, images, beam))
+    for place, row in enumerate(values["psnr"]):
+        image = images.images([place])
+        decoded = reconstruct(tokenizer, image, range(1, N + 1), beam)
+        expected = [psnr(one, image) for one in decoded]
         # A value may be rounded the other way in a convolution of another batch shape.
-        torch.testing.assert_close(row, torch.cat(values), atol=0.02, rtol=0)
+        torch.testing.assert_close(row, torch.cat(expected), atol=0.02, rtol=0)
 
 
 def test_the_report_has_the_figures_of_both_trainings(
@@ -206,7 +222,9 @@ def test_without_a_prior_there_are_fixed_lengths_only(tiny_run: Any, tmp_path: P
 def test_classes_that_the_prior_does_not_know_are_not_told_to_it(
     prior: Path, tiny_run: Any, tokenizer: Tokenizer
 ) -> None:
-    make_prior(tokenizer.content_hash, ("a", "b")).save_pretrained(prior / "model")
+    make_prior(tokenizer.codes_hash, str(tiny_run.tokenizer), ("a", "b")).save_pretrained(
+        prior / "model"
+    )
     assert main(["--prior", str(prior), "--n", "5", "--device", "cpu"]) == 0
     report = json.loads((prior / "rate_distortion.json").read_text())
     assert report["rows"][N]["prior_bits"] == pytest.approx(24, abs=1e-4)
@@ -219,11 +237,13 @@ def nothing(prior: Path) -> None:
 
 
 def other_tokenizer(prior: Path) -> None:
-    make_prior("0123456789").save_pretrained(prior / "model")
+    known = Prior.from_pretrained(prior).provenance
+    model = make_prior("0123456789", known["tokenizer"])
+    model.save_pretrained(prior / "model")
 
 
 def no_tokenizer(prior: Path) -> None:
-    (prior / "config.yaml").write_text("tokenizer: no/such\n")
+    make_prior("0123456789", "no/such").save_pretrained(prior / "model")
 
 
 def damaged(prior: Path) -> None:
@@ -238,7 +258,7 @@ def damaged(prior: Path) -> None:
         (damaged, [], "model.safetensors: damaged"),
         (other_tokenizer, [], "trained on tokenizer 01234567, but .* pass --tokenizer"),
         (no_tokenizer, [], "no/such: no tokenizer here"),
-        (lambda p: (p / "config.yaml").unlink(), [], "config.yaml: no such config file"),
+        (nothing, ["--tokenizer", "no/such"], "no/such: no tokenizer here"),
         (nothing, ["--data", "no/data"], "no/data: no such file or folder"),
         (nothing, ["--n", "13"], "--n 13: .* test holds 12 images"),
         (nothing, ["--n", "0"], "not a whole number of at least 1"),
@@ -261,4 +281,4 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (line,) = output.err.splitlines()
     assert re.match(f"error: .*{message}", line)
     assert output.out == ""
-    assert {path.name for path in prior.iterdir()} <= {"model", "config.yaml"}
+    assert [path.name for path in prior.iterdir()] == ["model"]

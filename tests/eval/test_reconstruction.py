@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.measures.distortion import lite0_distance, ssim
+from eval.measures.distortion import lite0_distance, measure, ssim
 from eval.measures.statistics import Statistics, frechet_distance, statistics_of
-from eval.networks import lite0
-from eval.networks.extractors import Extractor
-from eval.networks.features import Features
-from eval.reconstruction import main, measure, picture_rows
-from eval.subjects import tokenized
+from eval.networks import NETWORKS, lite0
+from eval.networks.features import FeatureNetwork, Features
+from eval.reconstruction import main
+from eval.report.reconstruction import picture_rows
+from eval.subjects.selection import Selection
 from eval.subjects.tokenized import Reconstructions
+from pqvae.data import batches
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.images import psnr
@@ -39,6 +41,18 @@ class MeanColours(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1),)
+
+
+def load_mean_colours(suffix: str) -> FeatureNetwork:
+    return FeatureNetwork(MeanColours(), "mean", 12, "2x2", "none", "0" * 64, False, suffix)
+
+
+def load_as_inception(weights: Path | None) -> FeatureNetwork:
+    return load_mean_colours("")
+
+
+def load_as_lite0(weights: Path | None) -> FeatureNetwork:
+    return load_mean_colours("_lite0")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +90,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """``stand_in("_lite0")``: mean colours are the features, and their scores bear this suffix."""
 
     def replace(suffix: str) -> None:
-        extractor = Extractor(MeanColours(), "mean", 12, "2x2", "none", "0" * 64, False, suffix)
-        monkeypatch.setattr("eval.networks.extractors.load_extractor", lambda *_: extractor)
+        loader = "load_as_lite0" if suffix else "load_as_inception"
+        monkeypatch.setitem(NETWORKS, "inception", f"{__name__}:{loader}")
 
     return replace
 
@@ -164,13 +178,14 @@ def test_fewer_images_than_features_are_said(
 def test_results_depend_on_neither_chunks_nor_order(
     tokenizer: Tokenizer, held_out: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    codes, values = measure(tokenizer, held_out, range(12), LENGTHS)
-    monkeypatch.setattr(tokenized, "CHUNK_PIXELS", 1)
+    measures = {"psnr": psnr, "ssim": ssim}
+    codes, values = measure(tokenizer, Selection(held_out, range(12)), LENGTHS, measures)
+    monkeypatch.setattr(batches, "CHUNK_PIXELS", 1)
     order = [7, 0, 11, 3, 2, 10, 9, 1, 4]
-    others, of_others = measure(tokenizer, held_out, order, LENGTHS)
+    others, of_others = measure(tokenizer, Selection(held_out, order), LENGTHS, measures)
     assert torch.equal(others, codes[order])
     for name, of_images in values.items():
-        torch.testing.assert_close(of_others[name], of_images[:, order], atol=0.01, rtol=0)
+        torch.testing.assert_close(of_others[name], of_images[order], atol=0.01, rtol=0)
     images = Reconstructions(tokenizer, codes[:, :2]).images(order)
     whole = reconstruct(tokenizer, held_out.images(range(12)), [2])[0]
     assert (images.int() - whole[order].int()).abs().max() <= 1
@@ -220,7 +235,7 @@ def test_the_picture_shows_the_images_that_the_report_names(
 def test_without_matplotlib_a_line_says_so(
     run: Run, no_lite0: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.report.plot.save_plot", lambda *_: False)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     _, text = run()
     assert "no plot: matplotlib is not installed" in text.splitlines()[-1]
 

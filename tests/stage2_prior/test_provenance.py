@@ -81,9 +81,8 @@ def test_the_one_that_is_given_is_the_only_one_tried(work: Path) -> None:
     shutil.copytree("runs/tokenizer", "other")
     assert found("runs/prior", Path("other")) == Path("other")
     retrain("other", "encoder")
-    with pytest.raises(
-        UserError, match="runs/prior was trained on tokenizer .*, but other is .*--"
-    ):
+    refusal = r"runs/prior was trained on tokenizer .*, but other is .*pass --tokenizer"
+    with pytest.raises(UserError, match=refusal):
         found("runs/prior", Path("other"))
 
 

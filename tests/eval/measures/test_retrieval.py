@@ -9,26 +9,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.measures import classifiers, retrieval
+from eval.measures import retrieval
 from eval.measures.representations import (
     CHANCE,
     LATENT,
     PARTIAL,
     PIXELS,
     Described,
-    Images,
     describe,
+    labels_of,
 )
 from eval.measures.retrieval import (
     PREFIX,
     brighten,
-    common_prefix,
     draw_hits,
     jpeg,
-    nearest_in_tree,
     retrieve,
     shift,
 )
+from eval.subjects.selection import Selection
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset
 from pqvae.images import psnr
@@ -47,32 +46,24 @@ def tokenizer(tiny_run: "TinyRun") -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def images(tiny_run: "TinyRun") -> Images:
+def images(tiny_run: "TinyRun") -> Selection:
     """The train images in an order of our own."""
     dataset = open_dataset(DataConfig(path=str(tiny_run.data), image_size=16), "train")
     indices = torch.randperm(len(dataset), generator=generator_for(0)).tolist()
-    assert dataset.labels is not None
-    return Images(dataset, indices, dataset.labels[indices])
+    return Selection(dataset, indices)
 
 
 @pytest.fixture(scope="module")
-def described(tokenizer: Tokenizer, images: Images) -> Described:
+def described(tokenizer: Tokenizer, images: Selection) -> Described:
     return describe(tokenizer, images, "encoding")
 
 
-def pixels(images: Images) -> Tensor:
-    return images.dataset.images(images.indices)
-
-
-def slow_prefix(first: list[int], second: list[int]) -> int:
-    length = 0
-    while length < len(first) and first[length] == second[length]:
-        length += 1
-    return length
+def pixels(images: Selection) -> Tensor:
+    return images.images(range(len(images)))
 
 
 def test_images_are_described_as_the_tokenizer_encodes_them(
-    tokenizer: Tokenizer, images: Images, described: Described
+    tokenizer: Tokenizer, images: Selection, described: Described
 ) -> None:
     originals = pixels(images)
     assert torch.equal(described.pixels, originals.flatten(1))
@@ -83,39 +74,11 @@ def test_images_are_described_as_the_tokenizer_encodes_them(
     torch.testing.assert_close(described.latents, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_common_prefix_is_that_of_a_slow_comparison() -> None:
-    codes = torch.randint(2, (40, 6), generator=generator_for(0))
-    expected = [[slow_prefix(a, b) for b in codes.tolist()] for a in codes[:9].tolist()]
-    assert common_prefix(codes[:9], codes.T.contiguous()).tolist() == expected
-
-
-@pytest.mark.parametrize("cells", [1, 200, 1 << 24])
-@pytest.mark.parametrize("leave_out", [False, True])
-def test_the_tree_ranks_by_common_prefix_then_by_latent_then_by_order(
-    cells: int, leave_out: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classifiers, "CELLS", cells)
-    codes = torch.randint(2, (60, 4), generator=generator_for(0))
-    latents = torch.randint(3, (60, 2), generator=generator_for(1)).float()
-    Q = 60 if leave_out else 9
-    found = nearest_in_tree(codes[:Q], codes, latents[:Q], latents, 12, leave_out=leave_out)
-    for query in range(Q):
-        others = [row for row in range(60) if not (leave_out and row == query)]
-        others.sort(
-            key=lambda row: (
-                -slow_prefix(codes[query].tolist(), codes[row].tolist()),
-                (latents[query] - latents[row]).square().sum().item(),
-                row,
-            )
-        )
-        assert found[query].tolist() == others[:12]
-
-
 def test_precision_is_the_share_of_hits_of_the_same_class(
-    tokenizer: Tokenizer, images: Images, described: Described
+    tokenizer: Tokenizer, images: Selection, described: Described
 ) -> None:
     scores, tree = retrieve(tokenizer, images, described, LENGTHS)
-    labels, n = images.labels, len(images)
+    labels, n = labels_of(images), len(images)
     floats = described.pixels.double()
     distances = torch.cdist(floats, floats).fill_diagonal_(torch.inf)
     hits = distances.argsort(dim=1, stable=True)[:, :10]
@@ -130,7 +93,7 @@ def test_precision_is_the_share_of_hits_of_the_same_class(
 
 
 def test_images_find_themselves_and_nothing_else(
-    tokenizer: Tokenizer, images: Images, described: Described, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, images: Selection, described: Described, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         retrieval, "CHANGES", {"same": lambda batch: batch, "next": lambda batch: batch.roll(1, 0)}
@@ -165,7 +128,7 @@ def test_changes_are_small_and_what_they_are_said_to_be() -> None:
 
 
 def test_the_picture_has_a_query_of_each_class_above_its_hits(
-    images: Images, tmp_path: Path
+    images: Selection, tmp_path: Path
 ) -> None:
     hits = torch.randint(len(images), (len(images), 10), generator=generator_for(0))
     draw_hits(tmp_path / "hits.png", images, hits)
@@ -176,7 +139,7 @@ def test_the_picture_has_a_query_of_each_class_above_its_hits(
         drawn = drawn.view(picture.height, picture.width, 3).permute(2, 0, 1)
     originals = pixels(images)
     for label in range(3):
-        query = images.labels.tolist().index(label)
+        query = labels_of(images).tolist().index(label)
         for row, expected in enumerate([query, *hits[query, :6].tolist()]):
             top, left = gap + row * (96 + gap), gap + label * (96 + gap)
             tile = drawn[:, top : top + 96 : zoom, left : left + 96 : zoom]

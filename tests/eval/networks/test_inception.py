@@ -1,11 +1,9 @@
 import hashlib
-import http.server
 import io
 import os
 import pickle
-import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,14 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from eval.measures.metrics import compute
+from eval.measures.fidelity import fid
+from eval.measures.statistics import Reference
 from eval.networks import inception, trunk
-from eval.networks.features import Features, extract
-from eval.networks.inception import (
-    DownloadError,
-    build_network,
-    download_weights,
-    find_weights,
-    load,
-    read_weights,
-)
-from eval.networks.trunk import read_trunk, tensors_digest
+from eval.networks.extractor import FeatureExtractor
+from eval.networks.features import Features
+from eval.networks.inception import build_network, find_weights, load, read_weights
+from eval.networks.trunk import read_trunk
+from eval.networks.weights import DownloadError, tensors_digest
 from pqvae.errors import UserError
 
 TRUNK = trunk.installed_trunk()
@@ -92,8 +86,8 @@ def test_packaged_trunk_gives_the_published_fid_and_kid(trunk_data: bytes) -> No
         parts = [[network(batch) for batch in images.split(4)] for images in batches]
     low, high = ([torch.cat(column) for column in zip(*outputs, strict=True)] for outputs in parts)
     first, second = (Features(pool, None, "") for pool in (low[0], high[0]))
-    fid = compute(["fid"], first, second)["fid"]
-    assert fid == pytest.approx(12.6388, abs=1e-4)  # all the digits that are published
+    found = fid(first, Reference(second))["fid"]
+    assert found == pytest.approx(12.6388, abs=1e-4)  # all the digits that are published
     torch.set_rng_state(state)
     scores = [
         kid_features_to_metric(
@@ -112,11 +106,11 @@ def test_packaged_trunk_gives_the_published_fid_and_kid(trunk_data: bytes) -> No
 
 @needs_trunk
 def test_features_depend_on_neither_batch_nor_neighbours(trunk_data: bytes) -> None:
-    extractor = load(TRUNK)
+    network = load(TRUNK)
     pixels = random_pixels(6, size=32)
     order = [3, 0, 5, 1]
-    together = extract(extractor, Pixels(pixels), range(6), device=CPU, batch_size=6)
-    alone = extract(extractor, Pixels(pixels), order, device=CPU, batch_size=1)
+    together = FeatureExtractor(network, CPU, batch_size=6)(Pixels(pixels))
+    alone = FeatureExtractor(network, CPU, batch_size=1)(Pixels(pixels), order)
     # Another batch size sums in another order: float32 noise on features of about 0.5.
     torch.testing.assert_close(alone.pool, together.pool[order], atol=1e-4, rtol=0)
     assert (together.pool[0] - together.pool[1]).abs().max() > 0.1
@@ -210,10 +204,10 @@ def test_no_weights_anywhere_says_what_to_do(hub: Path, monkeypatch: pytest.Monk
 def test_complete_weights_give_logits(tmp_path: Path, complete_weights: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(complete_weights)
-    extractor = load(path)
-    found = extract(extractor, Pixels(random_pixels(2, size=32)), [0, 1], device=CPU)
+    network = load(path)
+    found = FeatureExtractor(network, CPU)(Pixels(random_pixels(2, size=32)))
     assert found.logits is not None
-    weight = extractor.network.state_dict()["fc.weight"]
+    weight = network.module.state_dict()["fc.weight"]
     torch.testing.assert_close(found.logits, found.pool @ weight.T, atol=1e-4, rtol=1e-4)
 
 
@@ -222,56 +216,3 @@ def test_logits_of_the_trunk_are_not_numbers(trunk_data: bytes) -> None:
     network = build_network(read_trunk(trunk_data), ["logits_unbiased"])
     with torch.inference_mode():
         assert network(random_pixels(1, size=32))[0].isnan().all()
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """A web server on this machine: its address and what it serves."""
-    files: dict[str, bytes] = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = files[self.path]
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_address[1]}", files
-        web.shutdown()
-        thread.join()
-
-
-def test_download_is_whole_and_right_or_not_there(
-    server: tuple[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, files = server
-    files["/weights"] = b"not the weights"
-    target = tmp_path / "hub" / "weights.pth"
-    with pytest.raises(DownloadError, match="sha256"):
-        download_weights(target, f"{address}/weights")
-    assert list(target.parent.iterdir()) == []
-    head = hashlib.sha256(files["/weights"]).hexdigest()[:8]
-    monkeypatch.setattr(inception, "WEIGHTS_SHA256_HEAD", head)
-    download_weights(target, f"{address}/weights")
-    assert [path.read_bytes() for path in target.parent.iterdir()] == [b"not the weights"]
-
-
-def test_download_says_what_it_fetches_and_why_it_cannot(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    url = "http://127.0.0.1:9/weights"  # nothing listens there
-    with pytest.raises(DownloadError, match="refused"):
-        download_weights(tmp_path / "weights.pth", url)
-    line = capsys.readouterr().err
-    assert url in line
-    assert "91 MB" in line
-    assert "6726825d" in line
-    assert "refused" in line
-    assert list(tmp_path.iterdir()) == []

@@ -58,13 +58,13 @@ def test_the_package_classifies_emoji_rightly(network: Lite0, emoji: Tensor) -> 
 @needs_lite0
 @torch.inference_mode()
 def test_features_depend_on_neither_batch_nor_neighbours(emoji: Tensor) -> None:
-    extractor = load()
-    assert extractor.suffix == "_lite0"
-    (together,) = extractor.network(emoji)
-    assert together.shape == (9, extractor.dimensions)
+    found = load()
+    assert found.suffix == "_lite0"
+    (together,) = found.module(emoji)
+    assert together.shape == (9, found.dimensions)
     assert together.dtype == torch.float32
     assert 0 <= together.min() < together.max() <= 6
-    (alone,) = extractor.network(emoji[4:5])
+    (alone,) = found.module(emoji[4:5])
     torch.testing.assert_close(alone, together[4:5], atol=1e-4, rtol=0)
 
 

@@ -1,8 +1,8 @@
 import dataclasses
 import json
-import time
 from pathlib import Path
 
+from eval.report.options import Request
 from eval.report.report import Column, Report, format_report, make_report, write_report
 
 COLUMNS = (
@@ -48,9 +48,9 @@ def test_text_states_what_decided_the_numbers() -> None:
     ]
 
 
-def test_facts_that_are_not_there_are_left_out() -> None:
+def test_facts_that_are_not_there_are_skipped() -> None:
     facts = {"samples": {"n": 3, "of": None, "seed": 0}, "sampler": {"seed": None, "settings": {}}}
-    report = make_report([], facts, device="cpu", command="x", started=time.monotonic())
+    report = make_report([], facts, [], "cpu", Request("x", Path("x.json")))
     assert report.facts == {"samples": {"n": 3, "seed": 0}}
     assert {"pqvae", "torch", "torch-fidelity"} <= report.versions.keys()
 

@@ -16,22 +16,22 @@ from stage1_tokenizer import task
 from stage1_tokenizer.config import (
     ArchitectureConfig,
     Config,
+    GumbelConfig,
     ObjectiveConfig,
-    QuantizerConfig,
     TokenizerConfig,
 )
-from stage1_tokenizer.objective import GumbelObjective
+from stage1_tokenizer.objective import prefix_loss
 from stage1_tokenizer.quantizers.gumbel import (
-    GumbelLearner,
     GumbelQuantizer,
     entropies,
     gumbel_noise,
+    nearness,
     temperature,
 )
 from stage1_tokenizer.tokenizer import Tokenizer
 
 SIZES, DIM = (8, 3, 16, 5), 6
-CONFIG = QuantizerConfig(num_codes=4, codebook_sizes=SIZES, learned_codes=1, assignment="gumbel")
+CONFIG = GumbelConfig(num_codes=4, codebook_sizes=SIZES)
 
 
 def latents_of(n: int, seed: int = 1) -> Tensor:
@@ -44,23 +44,17 @@ def noise_of(n: int, seed: int = 2) -> Tensor:
 
 @pytest.fixture
 def quantizer() -> GumbelQuantizer:
-    quantizer = GumbelQuantizer(CONFIG, DIM)
-    GumbelLearner(quantizer).initialize(latents_of(200, 0), generator_for(0))
+    quantizer = GumbelQuantizer(CONFIG, (DIM, 1, 1))
+    quantizer.start(latents_of(200, 0), generator_for(0))
     return quantizer
 
 
 def test_without_noise_the_nearest_entry_is_chosen(quantizer: GumbelQuantizer) -> None:
     latents = latents_of(100)
-    codes, residuals, _ = quantizer.sample(latents, torch.zeros(4, 100, 16), temperature=1.0)
-    nearest, left = quantizer.quantize(latents)
-    assert torch.equal(codes, nearest)
-    torch.testing.assert_close(residuals.early, left.early)
-    residual = latents.double()
-    for position in range(4):
-        entries = quantizer.entries(position).double()
-        distances = torch.cdist(residual, entries)
-        assert torch.equal(codes[:, position], distances.argmin(1))
-        residual = residual - entries[codes[:, position]]
+    described, _ = quantizer.sample(latents, torch.zeros(4, 100, 16), temperature=1.0)
+    assert torch.equal(described.codes, quantizer.encode(latents))
+    greedy = quantizer.describe_greedily(latents)
+    torch.testing.assert_close(described.parts[0], greedy.parts[0])
 
 
 def test_noise_makes_random_codes_with_the_probabilities_of_the_logits(
@@ -68,13 +62,13 @@ def test_noise_makes_random_codes_with_the_probabilities_of_the_logits(
 ) -> None:
     n = 4000
     latent = latents_of(1)
-    codes, _, _ = quantizer.sample(latent.expand(n, -1), noise_of(n), temperature=2.0)
-    scores = quantizer.scores(0, latent)[0].detach()
+    described, _ = quantizer.sample(latent.expand(n, -1), noise_of(n), temperature=2.0)
+    scores = nearness(latent, quantizer.entries(0))[0].detach()
     # Deviation 3 at temperature 1.
     logits = 3 / 2 * (scores - scores.mean()) / scores.std(correction=0)
     expected = logits.softmax(0)
     assert expected.max() < 0.9
-    shares = torch.bincount(codes[:, 0], minlength=SIZES[0]) / n
+    shares = torch.bincount(described.codes[:, 0], minlength=SIZES[0]) / n
     # Six standard deviations: a right program fails with a chance of 2e-9 for each entry.
     assert ((shares - expected).abs() <= 6 * (expected * (1 - expected) / n).sqrt()).all()
 
@@ -94,24 +88,25 @@ def test_value_is_the_sum_of_chosen_entries_and_the_gradient_is_that_of_the_soft
     quantizer: GumbelQuantizer,
 ) -> None:
     latents, noise = latents_of(20).requires_grad_(), noise_of(20)
-    codes, residuals, _ = quantizer.sample(latents, noise, temperature=1.0)
-    assert not torch.equal(codes, quantizer.quantize(latents)[0])  # there was noise
+    description, _ = quantizer.sample(latents, noise, temperature=1.0)
+    codes, residuals = description.codes, description.parts[0]
+    assert not torch.equal(codes, quantizer.encode(latents))  # there was noise
     for k in range(1, 5):
-        described = latents - residuals.after(torch.full((20,), k))
-        torch.testing.assert_close(described, quantizer.dequantize(codes[:, :k]))
+        described = description.prefix(torch.full((20,), k))
+        torch.testing.assert_close(described, quantizer.decode(codes[:, :k]))
 
     # Of each position by itself: as of the chosen entries, and of a soft mixture by the logits.
     weights = torch.randn(20, DIM, generator=generator_for(3))
-    found = ((latents - residuals.early[-1]) * weights).sum()
+    found = ((latents - residuals[-1]) * weights).sum()
     expected = torch.tensor(0.0)
     for position, size in enumerate(SIZES):
-        left = latents + (residuals.early[position] - latents).detach()
-        scores, entries = quantizer.scores(position, left), quantizer.entries(position)
-        logits = quantizer.logits(scores, position, temperature=1.0)
+        left = latents + (residuals[position] - latents).detach()
+        entries = quantizer.entries(position)
+        logits = quantizer.logits(nearness(left, entries), position, temperature=1.0)
         soft = (logits + noise[position, :, :size]).softmax(1)
         described = entries[codes[:, position]] + soft @ entries.detach()
         expected = expected + (described * weights).sum()
-    inputs = [latents, quantizer.vectors, quantizer.log_deviations]
+    inputs = [latents, quantizer.trained.vectors, quantizer.log_deviations]
     gradients = [torch.autograd.grad(value, inputs) for value in (found, expected)]
     torch.testing.assert_close(gradients[0], gradients[1])
     assert all(gradient.any() for gradient in gradients[0])
@@ -138,27 +133,22 @@ def test_temperature_falls_in_the_first_half() -> None:
     assert temperature(0.5) == temperature(0.8) == temperature(1) == pytest.approx(0.1)
 
 
-def test_learner_counts_uses_follows_the_scale_and_leaves_entries_alone(
+def test_learning_counts_uses_follows_the_scale_and_leaves_entries_alone(
     quantizer: GumbelQuantizer,
 ) -> None:
-    learner = GumbelLearner(quantizer)
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
-    codes, residuals = quantizer.quantize(3 * latents_of(50))
-    learner.update(codes, residuals, 0.9, torch.tensor(False))
-    assert not learner.recent.any()
-    assert torch.equal(quantizer.scale, before["scale"])
-    learner.update(codes, residuals, 0.9, torch.tensor(True))
-    for position, size in enumerate(SIZES):
-        uses = torch.bincount(codes[:, position], minlength=size).float()
-        assert torch.equal(learner.recent[position, :size], uses)
-    deviation = 0.95 + 0.05 * float(residuals.early[0].std())
-    assert float(quantizer.scale) == pytest.approx(float(before["scale"]) * deviation)
-    usage = learner.usage()
-    learner.revive(codes, residuals, generator_for(0))
-    assert learner.usage() == usage
-    assert not learner.recent.any()
+    description = quantizer.describe_greedily(3 * latents_of(50))
+    every = CONFIG.revive_every
+    for step in (0, every - 1, every, 2 * every - 1):  # two windows
+        quantizer.learn(description, step, 0.5, torch.tensor(True), generator_for(0))
+    entropy, dead = quantizer.usage()
+    columns = zip(description.codes.T, SIZES, strict=True)
+    shares = [torch.bincount(codes, minlength=size) / 50 for codes, size in columns]
+    assert dead == sum(int((share == 0).sum()) for share in shares)
+    plain = [-float(torch.special.xlogy(share, share).sum()) / math.log(2) for share in shares]
+    assert entropy == pytest.approx(sum(plain) / 4, rel=1e-5)
     for name, value in quantizer.state_dict().items():
-        assert name == "scale" or torch.equal(value, before[name])
+        assert torch.equal(value, before[name]) == (name != "scale"), name
 
 
 def test_loss_adds_the_weighted_entropies_and_trains_encoder_and_entries(tmp_path: Path) -> None:
@@ -173,19 +163,23 @@ def test_loss_adds_the_weighted_entropies_and_trains_encoder_and_entries(tmp_pat
     tokenizer.init_from_images(images)
     with torch.no_grad():
         encoded = tokenizer.encoder(images)
-    GumbelLearner(tokenizer.quantizer).initialize(encoded, generator_for(0))
+    tokenizer.quantizer.start(encoded, generator_for(0))
     lengths = torch.arange(32) % 4 + 1
 
     def losses_at(weight: float) -> dict[str, Tensor]:
-        config = ObjectiveConfig(entropy_weight=weight)
-        return GumbelObjective(tokenizer, config, 0.1, generator_for(1))(images, lengths)[0]
+        quantizer = tokenizer.quantizer
+        quantizer.config = replace(CONFIG, entropy_weight=weight)
+        described = quantizer.describe(tokenizer.latents(images), 0.1, generator_for(1))
+        return prefix_loss(tokenizer, ObjectiveConfig(), described, images, lengths)
 
     plain, losses = losses_at(0.0), losses_at(0.5)
     surplus = losses["conditional_entropy"] - losses["marginal_entropy"]
     assert surplus < 0  # H(Z|X) <= H(Z)
     torch.testing.assert_close(losses["loss"], plain["loss"] + 0.5 * surplus)
     plain["loss"].backward()
-    entries = tokenizer.quantizer.vectors.grad
+    quantizer = tokenizer.quantizer
+    assert isinstance(quantizer, GumbelQuantizer)
+    entries = quantizer.trained.vectors.grad
     assert entries is not None and entries.flatten(1).any(1).all()  # of every position
     head = tokenizer.encoder.network[-1].weight.grad
     assert isinstance(head, Tensor) and head.any()
@@ -195,19 +189,20 @@ def test_loss_adds_the_weighted_entropies_and_trains_encoder_and_entries(tmp_pat
     assert torch.equal(loaded.encode(images), tokenizer.encode(images))
 
 
-def test_other_assignments_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"'quantizer.assignment' must be one of nearest, gumbel"):
-        load_config(Config, None, ["quantizer.assignment=soft"])
+def test_other_kinds_are_refused_by_name() -> None:
+    message = r"'quantizer.kind' must be one of residual, gumbel, spatial, fsq, not 'soft'"
+    with pytest.raises(UserError, match=message):
+        load_config(Config, None, ["quantizer.kind=soft"])
+
+
+@pytest.mark.parametrize("sizes", ["8,8,8", "8,1"])
+def test_impossible_sizes_are_refused(sizes: str) -> None:
+    arguments = ["kind=gumbel", "num_codes=2", f"codebook_sizes={sizes}"]
+    with pytest.raises(UserError, match=r"1 number or num_codes=2 of them, each at least 2"):
+        load_config(Config, None, [f"quantizer.{argument}" for argument in arguments])
 
 
 def test_batches_in_parts_are_refused(tmp_path: Path) -> None:
-    config = load_config(Config, None, ["quantizer.assignment=gumbel", "trainer.accumulate=2"])
+    config = load_config(Config, None, ["quantizer.kind=gumbel", "trainer.accumulate=2"])
     with pytest.raises(UserError, match=r"gumbel takes each batch in one piece"):
         task.TokenizerTask(config, select_runtime("cpu"), tmp_path)
-
-
-def test_sizes_change_where_they_do_for_nearest_assignment() -> None:
-    nearest = QuantizerConfig(num_codes=5, codebook_sizes=(4, 16), learned_codes=2)
-    gumbel = replace(nearest, assignment="gumbel")
-    assert gumbel.sizes == nearest.sizes == (4, 4, 16, 16, 16)
-    assert (nearest.num_learned, gumbel.num_learned) == (2, 5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.networks.extractors import Extractor
-from eval.networks.features import CHUNK, Features, extract
+from eval.networks.extractor import CHUNK, FeatureExtractor
+from eval.networks.features import FeatureNetwork, Features
 
 CPU = torch.device("cpu")
 
@@ -38,8 +38,10 @@ class Pixels:
         return self.pixels[list(indices)]
 
 
-def tiny_extractor(digest: str = "0" * 64) -> Extractor:
-    return Extractor(Tiny(), "tiny", 48, "4x4", "no weights", digest, has_logits=False, suffix="")
+def tiny_network(digest: str = "0" * 64) -> FeatureNetwork:
+    return FeatureNetwork(
+        Tiny(), "tiny", 48, "4x4", "no weights", digest, has_logits=False, suffix=""
+    )
 
 
 def random_pixels(n: int, size: int = 8, seed: int = 0) -> Tensor:
@@ -47,56 +49,56 @@ def random_pixels(n: int, size: int = 8, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def tiny_features(extractor: Extractor, pixels: Tensor, cache: Path | None) -> Features:
-    return extract(extractor, Pixels(pixels), range(len(pixels)), device=CPU, cache=cache)
+def tiny_features(network: FeatureNetwork, pixels: Tensor, cache: Path | None) -> Features:
+    return FeatureExtractor(network, CPU, cache=cache)(Pixels(pixels))
 
 
 def test_cached_features_are_equal_and_computed_once(tmp_path: Path) -> None:
     pixels = random_pixels(CHUNK + 10)
-    first = tiny_features(tiny_extractor(), pixels, tmp_path)
-    again = tiny_extractor()
+    first = tiny_features(tiny_network(), pixels, tmp_path)
+    again = tiny_network()
     second = tiny_features(again, pixels, tmp_path)
-    assert again.network.seen == 0
+    assert again.module.seen == 0
     assert torch.equal(first.pool, second.pool)
     assert first.content_hash == second.content_hash
     assert first.content_hash == hashlib.sha256(pixels.numpy().data).hexdigest()
-    assert torch.equal(first.pool, tiny_features(tiny_extractor(), pixels, None).pool)
+    assert torch.equal(first.pool, tiny_features(tiny_network(), pixels, None).pool)
 
 
 def test_longer_run_computes_only_what_is_new(tmp_path: Path) -> None:
     pixels = random_pixels(CHUNK + 10)
-    tiny_features(tiny_extractor(), pixels[:CHUNK], tmp_path)
-    longer = tiny_extractor()
+    tiny_features(tiny_network(), pixels[:CHUNK], tmp_path)
+    longer = tiny_network()
     tiny_features(longer, pixels, tmp_path)
-    assert longer.network.seen == 10
+    assert longer.module.seen == 10
 
 
 @pytest.mark.parametrize("what", ["pixel", "weights", "name"])
 def test_cache_is_not_reused_for_anything_else(tmp_path: Path, what: str) -> None:
     pixels = random_pixels(10)
-    tiny_features(tiny_extractor(), pixels, tmp_path)
-    other = tiny_extractor("1" * 64 if what == "weights" else "0" * 64)
+    tiny_features(tiny_network(), pixels, tmp_path)
+    other = tiny_network("1" * 64 if what == "weights" else "0" * 64)
     if what == "name":
         other = dataclasses.replace(other, name="other")
     if what == "pixel":
         pixels[0, 0, 0, 0] ^= 1
     tiny_features(other, pixels, tmp_path)
-    assert other.network.seen == 10
+    assert other.module.seen == 10
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
 def test_damaged_cache_file_is_computed_anew(tmp_path: Path, damage: str) -> None:
     pixels = random_pixels(10)
-    expected = tiny_features(tiny_extractor(), pixels, tmp_path).pool
+    expected = tiny_features(tiny_network(), pixels, tmp_path).pool
     (file,) = tmp_path.iterdir()
     data = bytearray(file.read_bytes())
     good = bytes(data)
     data[-1] ^= 1
     contents = {"truncated": good[:-8], "flipped": bytes(data), "empty": b"", "foreign": b"x" * 99}
     file.write_bytes(contents[damage])
-    again = tiny_extractor()
+    again = tiny_network()
     assert torch.equal(tiny_features(again, pixels, tmp_path).pool, expected)
-    assert again.network.seen == 10
+    assert again.module.seen == 10
     assert file.read_bytes() == good
 
 
@@ -105,6 +107,6 @@ def test_cache_that_cannot_be_written_is_said_once(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     pixels = random_pixels(CHUNK + 10)
-    found = tiny_features(tiny_extractor(), pixels, tmp_path / "file" / "cache")
+    found = tiny_features(tiny_network(), pixels, tmp_path / "file" / "cache")
     assert len(found) == CHUNK + 10
     assert capsys.readouterr().err.count("not cached") == 1

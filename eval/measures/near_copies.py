@@ -1,0 +1,246 @@
+"""The nearest training images of samples and of held-out images, and near-copies among them."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eval.measures.neighbours import Euclidean, nearest
+from eval.measures.rates import prior_bits
+from eval.networks.extractor import FeatureExtractor
+from eval.networks.features import Images
+from eval.subjects.samples import Samples, sample_facts
+from eval.subjects.selection import Selection
+from eval.subjects.tokenized import Reconstructions, encode
+from pqvae.data.batches import map_images
+from pqvae.errors import UserError
+from stage1_tokenizer import Tokenizer
+from stage2_prior import Prior
+
+SPACES = ("features", "pixels")
+PAIRS = 10  # the closest ones, that are shown
+SIDE = 32  # pixels; larger images are shrunk to that before they are compared
+CHUNK = 1024  # images whose distances are measured at once
+
+
+class Comparable(Images, Protocol):
+    """Images by number, of one size."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    def images(self, indices: Sequence[int] | Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest training image of each of n images."""
+
+    indices: Tensor  # int64 (n,), places in the selection
+    distances: Tensor  # float64 (n,), RMS differences
+    copies: Tensor  # bool (n,): near-copies
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Samples and held-out images, both beside the training images."""
+
+    rows: list[dict[str, Any]]
+    facts: dict[str, dict[str, Any]]
+    neighbours: dict[str, Neighbours]  # of the samples, by space
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """What made the samples."""
+
+    prior: Prior
+    tokenizer: Tokenizer
+    prefix_length: int  # codes of each sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """Images as points of the spaces in which they are compared."""
+
+    spaces: dict[str, Tensor]  # float32 or uint8 (n, D)
+    digests: list[bytes]  # of each image's pixels
+    content_hash: str
+
+
+def compare(
+    samples: Samples,
+    seen: Selection,
+    held_out: Selection,
+    extractor: FeatureExtractor,
+    generator: Generator | None = None,
+) -> Comparison:
+    """Find the nearest training image of every sample, and of held-out images.
+
+    Args:
+        samples: The images under suspicion.
+        seen: Training images.
+        held_out: Images that the generator was not trained on.
+        extractor: Computes the features, and says where to compute.
+        generator: What made the samples: held-out and training images are decoded by it, too.
+
+    Raises:
+        UserError: Fewer than 2 training images.
+    """
+    if len(seen) < 2:
+        name = seen.dataset.name
+        raise UserError(f"{name}: 2 training images or more are needed, not {len(seen)}")
+    # The samples come first: one that is damaged should be found before an hour of reference.
+    points = {"samples": _as_points(extractor, samples, "samples")}
+    points["held-out"] = _as_points(extractor, held_out, "held-out")
+    bits = {}
+    if generator is not None:
+        known = {"held-out": held_out, "training": seen.first(len(held_out))}
+        for subject, images in ((f"{name}, decoded", images) for name, images in known.items()):
+            codes = encode(generator.tokenizer, images)
+            bits[subject] = prior_bits(generator.prior, codes, images)
+            decoded = Reconstructions(generator.tokenizer, codes[:, : generator.prefix_length])
+            points[subject] = _as_points(extractor, decoded, subject)
+    reference = _as_points(extractor, seen, "training")
+    found = {subject: _search(side, reference, extractor) for subject, side in points.items()}
+    known_digests = set(reference.digests)
+    rows: list[dict[str, Any]] = []
+    for subject, side in points.items():
+        equal = sum(digest in known_digests for digest in side.digests)
+        rows.append({"subject": subject, "images": len(side.digests), "equal": equal})
+        rows[-1] |= _figures(found[subject])
+        for name, of_positions in bits.get(subject, {}).items():
+            rows[-1][f"{name}_bits"] = of_positions.sum().item()
+    rows.append(_ratios(rows[0], control=rows[1 if generator is None else 2]))
+    for space, near in found["samples"].items():
+        rows[0][f"{space}_closest"] = _closest_pairs(near, seen.keys)
+    facts = sample_facts(samples, points["samples"].content_hash) | {
+        "training": seen.facts(),
+        "held-out": held_out.facts(),
+        "extractor": extractor.network.facts(),
+        "pixels": {"size": f"{SIDE}x{SIDE} at most, by mean"},
+    }
+    return Comparison(rows, facts, found["samples"])
+
+
+def _search(
+    side: _Points, reference: _Points, extractor: FeatureExtractor
+) -> dict[str, Neighbours]:
+    return {
+        space: find_neighbours(side.spaces[space], reference.spaces[space], extractor.device)
+        for space in SPACES
+    }
+
+
+def _ratios(samples: dict[str, Any], control: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"subject": f"samples / {control['subject']}"}
+    for key in (f"{space}_distance" for space in SPACES):
+        row[key] = samples[key] / control[key] if control[key] else None
+    return row
+
+
+def _closest_pairs(near: Neighbours, keys: Sequence[str]) -> list[dict[str, Any]]:
+    indices, distances = near.indices.tolist(), near.distances.tolist()
+    return [
+        {
+            "sample": number,
+            "training_image": keys[indices[number]],
+            "distance": distances[number],
+        }
+        for number in closest(near).tolist()
+    ]
+
+
+def find_neighbours(images: Tensor, training: Tensor, device: torch.device) -> Neighbours:
+    """Find the nearest training image of each image, and tell the near-copies.
+
+    Args:
+        images: float32 or uint8 (n, D).
+        training: The same of (m, D), 2 images or more.
+        device: Where the distances are computed.
+    """
+    distances, indices = nearest_point(images, training, device)
+    chosen, places = indices.unique(return_inverse=True)
+    gaps, _ = nearest_point(training[chosen], training, device, chosen)
+    return Neighbours(indices, distances, distances <= gaps[places])
+
+
+def nearest_point(
+    queries: Tensor, points: Tensor, device: torch.device, itself: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The nearest point of each query.
+
+    Args:
+        queries: float32 or uint8 (n, D).
+        points: The same of (m, D).
+        device: Where to search.
+        itself: Which point each query is, int64 (n,): that one does not count.
+
+    Returns:
+        RMS differences, float64 (n,), and numbers of the points, int64 (n,); on the CPU.
+    """
+    distances = Euclidean(queries, points, torch.float64, device)
+    indices = nearest(distances, 1, itself, "comparing")[:, 0]
+    # Once more, as a difference: that of equal points is 0, a product's only nearly so.
+    parts = zip(queries.split(CHUNK), points[indices].split(CHUNK), strict=True)
+    found = [(one.double() - other.double()).square().mean(1).sqrt() for one, other in parts]
+    return torch.cat(found), indices
+
+
+def closest(neighbours: Neighbours) -> Tensor:
+    """The images nearest to a training image, the nearest first: int64 (``PAIRS`` or fewer,)."""
+    return neighbours.distances.argsort(stable=True)[:PAIRS]
+
+
+def _as_points(extractor: FeatureExtractor, images: Comparable, label: str) -> _Points:
+    def shrink(batch: Tensor) -> tuple[Tensor, Tensor]:
+        # Equal images are equal as they are, before they are shrunk.
+        digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in batch]
+        if batch.shape[-1] > SIDE:
+            batch = F.adaptive_avg_pool2d(batch.float(), SIDE).round()
+        columns = torch.tensor([list(digest) for digest in digests], dtype=torch.uint8)
+        return batch.to(torch.uint8).flatten(1), columns
+
+    features = extractor(images, label=label)
+    pixels, digests = map_images(images, range(len(images)), shrink)
+    known = [digest.numpy().tobytes() for digest in digests]
+    return _Points({"features": features.pool, "pixels": pixels}, known, features.content_hash)
+
+
+def _figures(neighbours: dict[str, Neighbours]) -> dict[str, float]:
+    figures = {}
+    for space, near in neighbours.items():
+        share = near.copies.double().mean().item()
+        figures[f"{space}_copies"] = share
+        figures[f"{space}_copies_error"] = math.sqrt(share * (1 - share) / len(near.copies))
+        figures[f"{space}_distance"] = near.distances.quantile(0.5).item()
+    return figures
+
+
+def open_generator(samples: Samples, data: str, device: torch.device) -> Generator:
+    """The prior that made the samples, and its tokenizer.
+
+    Args:
+        samples: With the record of ``sampling.generate``.
+        data: ``data.path`` of the images that they are compared with.
+        device: Where the two are to run.
+
+    Raises:
+        UserError: They are unknown, gone, have changed, or were trained on other data.
+    """
+    record = samples.record
+    if not isinstance(record.get("prior"), str) or not isinstance(record.get("tokenizer"), str):
+        raise UserError(f"{samples.path} names no prior and tokenizer")
+    if record.get("data", {}).get("path") != data:
+        raise UserError(f"{record['prior']} was trained on other data than {data}")
+    prior = Prior.from_pretrained(record["prior"]).to(device)
+    tokenizer = Tokenizer.from_pretrained(record["tokenizer"]).to(device)
+    hashes = (prior.content_hash, tokenizer.content_hash)
+    if hashes != (record.get("prior_hash"), record.get("tokenizer_hash")):
+        raise UserError(f"{record['prior']} or its tokenizer has changed since it made the samples")
+    return Generator(prior, tokenizer, record.get("settings", {}).get("prefix", len(prior.sizes)))
