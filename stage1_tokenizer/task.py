@@ -173,8 +173,9 @@ class TokenizerTask:
         )
 
     def save_model(self) -> None:
-        data = {"data": config_to_dict(self.config.data)}
-        provenance = data | {"data_hash": self.train_images.content_hash}
+        data = config_to_dict(self.config.data)
+        del data["workers"]  # says nothing of the data
+        provenance = {"data": data, "data_hash": self.train_images.content_hash}
         self.tokenizer.save_pretrained(self.folder / "model", provenance)
 
     def state_dict(self) -> dict[str, Any]:

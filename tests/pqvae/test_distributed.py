@@ -16,7 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pqvae import distributed
+from pqvae.config import config_from_dict
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
+from pqvae.files import read_json, write_json
 from pqvae.runtime import select_runtime
 from pqvae.training.checkpoint import digest_of, load_newest_state
 from sampling import generate
@@ -54,7 +58,7 @@ PRIOR = {
 
 @pytest.fixture(scope="module")
 def work(tiny_run: "TinyRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the configs of both stages, and a tokenizer whose data take two chunks."""
+    """A folder with the configs of both stages, and a tokenizer whose data take two blocks."""
     folder = tmp_path_factory.mktemp("ranks")
     shutil.copytree(tiny_run.data, folder / "data")
     for image in list((folder / "data" / "train").rglob("*.png")):
@@ -62,8 +66,12 @@ def work(tiny_run: "TinyRun", tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(image, image.with_name(f"{copy}-{image.name}"))
     shutil.copytree(tiny_run.tokenizer, folder / "given")
     config = yaml.safe_load((folder / "given" / "config.yaml").read_text())
-    config["data"]["path"] = str(folder / "data")
-    (folder / "given" / "config.yaml").write_text(yaml.safe_dump(config))
+    # It was trained on fewer images, and is made to say that it was on these: they take two blocks.
+    record = read_json(folder / "given" / "model" / "config.json")
+    record["provenance"]["data"]["path"] = str(folder / "data")
+    data = config_from_dict(DataConfig, record["provenance"]["data"], "the record")
+    record["provenance"]["data_hash"] = open_dataset(data, "train").content_hash
+    write_json(folder / "given" / "model" / "config.json", record)
     config |= {
         "trainer": TRAINER,
         "quantizer": {**config["quantizer"], "revive_every": 2, "learned_codes": 4},
