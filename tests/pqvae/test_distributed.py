@@ -166,17 +166,17 @@ def assert_said_once(process: "Process") -> None:
 
 
 @pytest.fixture(scope="module")
-def four_steps(work: Path, start: "Start") -> "Process":
+def four_steps(work: Path, start: "Start") -> list["Process"]:
     """Four steps of stage 1: `one` process, `accumulated` in micro-batches, and `two` processes."""
-    arguments = "--nproc_per_node=2", "-m", STAGE_1, "tokenizer.yaml", "out=two"
-    process = start(work, *TORCHRUN, *arguments)
+    processes = start_by_hand(start, work, 2, "-m", STAGE_1, "tokenizer.yaml", "out=two")
     in_one(work, STAGE_1, "one")
     in_one(work, STAGE_1, "accumulated", "trainer.accumulate=2")
-    process.succeed()
-    return process
+    for process in processes:
+        process.succeed()
+    return processes
 
 
-def test_two_processes_train_the_tokenizer_of_one(work: Path, four_steps: "Process") -> None:
+def test_two_processes_train_the_tokenizer_of_one(work: Path, four_steps: list["Process"]) -> None:
     # A sum of two is the same in either order, so these two do the same arithmetic: equal bits.
     assert_alike(work / "two", work / "accumulated")
     # Sums of gradients in another order, and no more: 48 codes are chosen in a step, and none is so
@@ -185,16 +185,17 @@ def test_two_processes_train_the_tokenizer_of_one(work: Path, four_steps: "Proce
         assert_alike(work / "two", work / "one", ROUNDING)
 
 
-def test_only_one_process_speaks_and_writes(work: Path, four_steps: "Process") -> None:
-    assert_said_once(four_steps)
-    assert "2 processes" in four_steps.told()
+def test_only_one_process_speaks_and_writes(work: Path, four_steps: list["Process"]) -> None:
+    assert_said_once(four_steps[0])
+    assert "2 processes" in four_steps[0].told()
+    assert four_steps[1].told() == four_steps[1].stdout.read_text() == ""
     assert [line["step"] for line in stats(work / "two")] == [1, 2, 3, 4, 4]
     names = {path.relative_to(work / "one") for path in (work / "one").rglob("*")}
     assert {path.relative_to(work / "two") for path in (work / "two").rglob("*")} == names
 
 
 def test_run_goes_on_with_another_number_of_processes(
-    work: Path, four_steps: "Process", start: "Start"
+    work: Path, four_steps: list["Process"], start: "Start"
 ) -> None:
     for name in ("two", "accumulated"):
         shutil.copytree(work / name, work / f"{name}-then-one")
@@ -213,7 +214,7 @@ def test_run_goes_on_with_another_number_of_processes(
 
 
 def test_sigterm_to_torchrun_saves_once_and_the_run_goes_on(
-    work: Path, four_steps: "Process", start: "Start"
+    work: Path, four_steps: list["Process"], start: "Start"
 ) -> None:
     run = work / "stopped"
     shutil.copytree(work / "two", run)
@@ -324,33 +325,29 @@ sys.exit(train.main())
 
 
 def test_processes_that_cannot_work_as_one_end_with_a_line(
-    work: Path, four_steps: "Process", start: "Start"
+    work: Path,
+    four_steps: list["Process"],
+    start: "Start",
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (work / "apart.py").write_text(COMES_APART)
-    for split in ("train", "val", "test"):
-        (work / "few" / split).mkdir(parents=True)
-        shutil.copy(work / "data" / split / "circles" / "00.png", work / "few" / split)
     before = (work / "two" / "config.yaml").read_text()
     cases = {
         ("apart.py", "tokenizer.yaml", "out=apart"): (
             "step 4: the state: not the same in all processes (rank 1 has ",
             2,
         ),
-        ("-m", STAGE_1, "tokenizer.yaml", "out=many", "trainer.batch_size=1"): (
-            "trainer.batch_size is 1, but 2 processes with trainer.accumulate=1 need at least 2",
-            2,
-        ),
-        ("-m", STAGE_1, "tokenizer.yaml", "out=many", "data.path=few"): (
-            "1 training images are too few for 2 processes",
-            2,
-        ),
-        # What only the first process checks, only it says.
+        # What only rank 0 checks, only it says.
         ("-m", STAGE_1, "tokenizer.yaml", "out=two", "data.shift=0"): (
             "two holds a run with another data.shift; ",
             1,
         ),
     }
     started = [start_by_hand(start, work, 2, *arguments) for arguments in cases]
+    # Too many for the batch, be they processes or micro-batches: refused before a folder is made.
+    arguments = [str(work / "tokenizer.yaml"), f"out={work / 'many'}", "trainer.accumulate=9"]
+    assert train_tokenizer.main(arguments) == 2
+    assert "8, but 1 processes with trainer.accumulate=9 need at" in capsys.readouterr().err
     for (message, count), processes in zip(cases.values(), started, strict=True):
         for process in processes[:count]:
             assert process.refusal().startswith(message)
