@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,19 +67,6 @@ def matching(names: Iterable[str], pattern: str) -> dict[str, str]:
     return {name: name.removeprefix(stem) for name in found}
 
 
-def value_limits(curves: Iterable[Curve]) -> tuple[float, float] | None:
-    """Limits that leave out the start of a run, if that would flatten the rest; None: all fits."""
-    points = [point for curve in curves for point in zip(*curve, strict=True)]
-    points = [(step, value) for step, value in points if math.isfinite(value)]
-    every = [value for _, value in points]
-    last_step = max((step for step, _ in points), default=0)
-    late = [value for step, value in points if step > 0.1 * last_step]
-    if not late or not 0 < max(late) - min(late) < (max(every) - min(every)) / 3:
-        return None
-    margin = 0.1 * (max(late) - min(late))
-    return min(late) - margin, max(late) + margin
-
-
 def curves_figure(
     curves: Mapping[str, Curve], panels: Mapping[str, Sequence[str]]
 ) -> "Figure | None":
@@ -110,16 +96,13 @@ def _draw_panel(
     ends = {}  # each line's last value
     unused = itertools.cycle(COLOURS)
     for names in groups:
-        for rank, (name, label) in enumerate(names.items()):
+        for place, (name, label) in enumerate(names.items()):
             # An order is shown as one, without the yellow, which is too light on white.
-            share = 0.12 + 0.83 * rank / max(len(names) - 1, 1)
+            share = 0.12 + 0.83 * place / max(len(names) - 1, 1)
             colour = colormaps["viridis_r"](share) if len(names) > 1 else next(unused)
             steps, values = curves[name]
             (line,) = panel.plot(steps, values, label=label, color=colour, linewidth=1.6)
             ends[line] = values[-1]
             if len(steps) <= 40:
                 line.set(marker="o", markersize=3.5)
-    limits = value_limits(curves[name] for names in groups for name in names)
-    if limits is not None:
-        panel.set_ylim(*limits)
     finish_axes(panel, title, ends)

@@ -32,7 +32,13 @@ def open_run(config: C, folder: Path) -> Iterator[None]:
 def _opened_run(config: C, folder: Path) -> Iterator[None]:
     path = folder / "config.yaml"
     if path.exists():
-        if changed := identity_changes(load_config(type(config), path, []), config):
+        try:
+            before = load_config(type(config), path, [])
+        except UserError as error:  # as another version wrote it, or damaged
+            raise UserError(
+                f"{error}; this run cannot be resumed: choose another folder (out=...)"
+            ) from error
+        if changed := identity_changes(before, config):
             raise UserError(
                 f"{folder} holds a run with another {', '.join(changed)}; "
                 "choose another folder (out=...) or remove it"

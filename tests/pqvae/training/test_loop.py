@@ -297,6 +297,14 @@ def test_steps_that_are_not_finite_are_skipped_where_the_config_says_so(
         train(third, config, CPU, tmp_path / "third")
 
 
+def test_an_interval_of_skipped_steps_alone_has_no_means(tmp_path: Path) -> None:
+    config = config_of(evaluate_every=10, log_every=1, skip_nonfinite=2)
+    train(Diverging(tmp_path, {3, 4}), config, CPU, tmp_path)
+    lines = [line for line in stats(tmp_path) if line.keys().isdisjoint({"skipped", "error"})]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["step"] for line in lines if "loss" not in line] == [4, 5]
+
+
 def test_skipped_step_changes_neither_moments_nor_averages(tmp_path: Path) -> None:
     # Step 9 is the last: without it, the run is one of nine steps, but for the learning rate.
     task, nine = Diverging(tmp_path, {9}), Regression(tmp_path)

@@ -94,9 +94,15 @@ def test_foreign_folder_or_file_is_refused_untouched(tmp_path: Path) -> None:
 
 
 def test_unreadable_config_of_a_run_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("trainer: {steps: many}")
-    with pytest.raises(UserError, match=r"config\.yaml: 'trainer.steps' must be a whole number"):
-        enter(RunConfig(), tmp_path)
+    text = config_to_yaml(RunConfig())
+    for wrong, problem in (
+        ("trainer: {steps: many}", "'trainer.steps' must be a whole number"),
+        (f"{text}assignment: nearest\n", "unknown key 'assignment'"),  # of another version
+    ):
+        (tmp_path / "config.yaml").write_text(wrong)
+        message = rf"config\.yaml: {problem}.*; this run cannot be resumed: choose another folder"
+        with pytest.raises(UserError, match=message):
+            enter(RunConfig(), tmp_path)
 
 
 def test_run_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
