@@ -142,10 +142,15 @@ def changed_keys(a: "DataclassInstance", b: "DataclassInstance") -> list[str]:
 
 def identity_changes(a: "DataclassInstance", b: "DataclassInstance") -> list[str]:
     """The changed keys that make ``b`` another run than ``a``: those not marked HARMLESS."""
-    keys = [key for config in (a, b) for key in walk_keys(type(config))]
-    harmless = {key.name for key in keys if HARMLESS in key.info.metadata}
-    harmless -= {key.name for key in keys if HARMLESS not in key.info.metadata}
+    harmless = harmless_keys(type(a), type(b))
     return [key for key in changed_keys(a, b) if key not in harmless]
+
+
+def harmless_keys(*classes: type) -> set[str]:
+    """The dotted keys of config classes that are marked HARMLESS wherever they occur."""
+    keys = [key for cls in classes for key in walk_keys(cls)]
+    harmless = {key.name for key in keys if HARMLESS in key.info.metadata}
+    return harmless - {key.name for key in keys if HARMLESS not in key.info.metadata}
 
 
 class _Key(NamedTuple):

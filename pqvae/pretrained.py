@@ -9,6 +9,7 @@ prior also ``tokenizer`` (its folder) and ``codes_hash``. Paths are as they were
 the directory that they were typed in, relative to the model folder.
 """
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -24,7 +25,7 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pqvae.config import config_from_dict
+from pqvae.config import config_from_dict, config_to_dict, harmless_keys
 from pqvae.data.config import NAMED, DataConfig
 from pqvae.errors import UserError
 from pqvae.files import atomic_path, read_json, write_json
@@ -120,6 +121,18 @@ def hash_model(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tenso
     return digest.hexdigest()
 
 
+def provenance_of(data: DataConfig, content_hash: str) -> dict[str, Any]:
+    """What a model's provenance says of its data: all that decides what training sees.
+
+    Args:
+        data: Where the images are, and how they are augmented.
+        content_hash: Of the train split.
+    """
+    decisive = {field.name for field in dataclasses.fields(data)} - harmless_keys(DataConfig)
+    values = {key: value for key, value in config_to_dict(data).items() if key in decisive}
+    return {"data": values, "data_hash": content_hash}
+
+
 def find_path(path: str, provenance: Mapping[str, Any]) -> str:
     """A recorded path or glob: as typed if it leads anywhere, else from where it was typed."""
     for candidate in (Path(path), Path(provenance.get("home", ""), path)):
@@ -144,6 +157,10 @@ def recorded_data(
     """
     values = provenance.get("data")
     if not isinstance(values, dict) or "path" not in values:
+        if given is not None:  # how large they were, and how augmented, is not known either
+            raise UserError(
+                f"{model}: does not say how its images were prepared; see its run folder"
+            )
         raise UserError(f"{model}: does not say which images it was trained on; pass {option}")
     path = values["path"] if given is None else given
     if given is None and path not in NAMED:

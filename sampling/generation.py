@@ -137,9 +137,10 @@ def _generate(
 ) -> None:
     """Make this process's share of the missing images.
 
-    Always whole blocks are made, the same ones, whichever of their images are missing: image i has
-    its place in block i // size and the same images beside it, so that not even rounding can make
-    it depend on the other arguments, on what an earlier call left, or on the number of processes.
+    Always whole blocks are sampled, the same ones, whichever of their images are missing: image i
+    has its place in block i // size and the same images beside it. So not even rounding can make it
+    depend on the other arguments, on what an earlier call left, or on the number of processes; the
+    decoder, too, takes blocks of one shape.
     """
     size = block_size(prior.device)
     fixed = None if args.class_name is None else record["labels"][0]

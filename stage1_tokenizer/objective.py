@@ -49,12 +49,13 @@ def prefix_loss(
         lengths: int64 (B,), how many codes each is decoded from.
     """
     distortion, scalars = tokenizer.decoder().loss(description.prefix(lengths), lengths, images)
-    whole = description.prefix(torch.full_like(lengths, tokenizer.num_codes))
-    commitment = F.mse_loss(description.latents, whole.detach())
+    with torch.no_grad():
+        whole = description.prefix(torch.full_like(lengths, tokenizer.num_codes))
+        # |r_N|^2 / |f|^2: the share of the latent that the codes leave undescribed.
+        left = (description.latents - whole).square().sum(1)
+        scalars["residual"] = (left / description.latents.square().sum(1)).mean()
+    commitment = F.mse_loss(description.latents, whole)
     loss = distortion + config.commitment * commitment
-    # |r_N|^2 / |f|^2: the share of the latent that the codes leave undescribed.
-    energies = description.left()
-    scalars["residual"] = (energies[-1] / energies[0]).mean()
     if description.loss is not None:
         loss = loss + description.loss
     return {"loss": loss, **scalars, **description.scalars}

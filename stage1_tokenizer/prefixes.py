@@ -65,12 +65,17 @@ def evenly_spaced(dataset: ImageDataset, count: int) -> Tensor:
 
 
 def measure_psnr(
-    tokenizer: Tokenizer, dataset: ImageDataset, lengths: Sequence[int], limit: int
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    lengths: Sequence[int],
+    limit: int,
+    beam: int = 1,
+    refine: int = 0,
 ) -> list[float]:
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
 
     def of_images(originals: Tensor) -> Tensor:
-        decoded = reconstruct(tokenizer, originals, lengths)
+        decoded = reconstruct(tokenizer, originals, lengths, beam, refine)
         return torch.stack([psnr(images, originals) for images in decoded], dim=1)
 
     indices = evenly_spaced_indices(dataset, min(limit, len(dataset)))

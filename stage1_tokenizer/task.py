@@ -14,6 +14,7 @@ from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.files import write_json
+from pqvae.pretrained import provenance_of
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.training.loop import train
@@ -173,9 +174,7 @@ class TokenizerTask:
         )
 
     def save_model(self) -> None:
-        data = config_to_dict(self.config.data)
-        del data["workers"]  # says nothing of the data
-        provenance = {"data": data, "data_hash": self.train_images.content_hash}
+        provenance = provenance_of(self.config.data, self.train_images.content_hash)
         self.tokenizer.save_pretrained(self.folder / "model", provenance)
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,10 +196,13 @@ class TokenizerTask:
 
 def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
     """Codes int64 (n, N) of augmented training images, enough to judge every entry's use."""
-    needed = IMAGES_PER_ENTRY * max(tokenizer.quantizer.sizes)
-    steps = range(-(-needed // task.config.trainer.batch_size))
-    device = tokenizer.device
-    return torch.cat([tokenizer.encode(task.images(step).to(device)).cpu() for step in steps])
+    needed, size = IMAGES_PER_ENTRY * max(tokenizer.quantizer.sizes), task.config.trainer.batch_size
+    steps, codes = range(-(-needed // size)), []
+    several = -(-tokenizer.block_size // size)  # small batches would mostly be padding
+    for first in steps[::several]:
+        images = torch.cat([task.images(step) for step in steps[first : first + several]])
+        codes.append(tokenizer.encode(images.to(tokenizer.device)).cpu())
+    return torch.cat(codes)
 
 
 def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:

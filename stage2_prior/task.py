@@ -15,7 +15,7 @@ from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
-from pqvae.pretrained import recorded_data
+from pqvae.pretrained import provenance_of, recorded_data
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, select_runtime, versions
 from pqvae.training.loop import train
@@ -49,8 +49,7 @@ class PriorTask:
         check_data(self.tokenizer, config.tokenizer, data.path, train_images)
         self.train_images, self.val_images = train_images, val_images
         self.provenance = {
-            "data": config_to_dict(data),
-            "data_hash": train_images.content_hash,
+            **provenance_of(data, train_images.content_hash),
             "tokenizer": config.tokenizer,
             "codes_hash": self.tokenizer.codes_hash,
         }

@@ -352,8 +352,7 @@ def retrain(folder: Path) -> None:
     """Stand in for a tokenizer that was trained anew in the same folder."""
     tokenizer = Tokenizer.from_pretrained(folder)
     with torch.no_grad():
-        first = next(tokenizer.encoder.parameters())
-        first.copy_(first.flip(0))
+        next(tokenizer.encoder.parameters()).add_(0.1)
     tokenizer.save_pretrained(folder / "model")
 
 

@@ -1,6 +1,7 @@
 """Every example of docs/extending.md adds its part from one file, and what it adds is used."""
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from eval.fid import main as score_samples
-from eval.measures.generation import compute
+from eval.fid import main as fid
 from eval.measures.metrics import METRICS
-from eval.measures.statistics import Reference
-from eval.networks.features import Features
+from eval.networks import NETWORKS
 from pqvae.config_help import describe_keys
 from pqvae.data import sources
 from pqvae.data.config import DataConfig
@@ -123,18 +123,35 @@ def test_a_source_is_opened_by_its_path(tmp_path: Path) -> None:
     assert len(open_dataset(DataConfig(), "test")) > 600  # the others are still there
 
 
-def test_a_score_is_named_and_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_score_is_a_column_of_the_command(
+    tmp_path: Path,
+    tiny_run: "TinyRun",
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    added = load("score", tmp_path)
-    monkeypatch.setitem(sys.modules, added.__name__, added)  # as an installed file is
-    with pytest.raises(SystemExit):
-        score_samples(["--help"])
-    assert "prc,mean_distance" in capsys.readouterr().out
-    images, real = Features(torch.zeros(3, 4), None, ""), Features(torch.ones(5, 4), None, "")
-    found = compute(["mean_distance"], images, Reference(real))
-    assert found == {"mean_distance": pytest.approx(2)}
-    assert "mean_distance-tiny" in compute(["mean_distance"], images, Reference(real), "-tiny")
+    load("score", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "added_network.py").write_text(
+        "import torch\n"
+        "from eval.networks.features import FeatureNetwork\n\n\n"
+        "class Means(torch.nn.Module):\n"
+        "    def forward(self, images):\n"
+        "        return (images.float().mean((2, 3)),)\n\n\n"
+        "def load(weights):\n"
+        "    return FeatureNetwork(Means(), 'means', 3, 'none', 'none', '0', False, '')\n"
+    )
+    monkeypatch.setitem(NETWORKS, "means", "added_network:load")
+    for seed in range(4):
+        pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{seed}.png")
+    arguments = ["--samples", str(tmp_path), "--reference", str(tiny_run.data), "--device", "cpu"]
+    report = tmp_path / "report.json"
+    arguments += ["--metrics", "fid,spread", "--extractor", "means", "--json", str(report)]
+    assert fid(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("wider by, log2")
+    scored, floor = json.loads(report.read_text())["rows"]
+    # Noise has nearly the same mean everywhere; held-out images vary as the training images do.
+    assert scored["spread"] < -1 < floor["spread"] < 1
 
 
 def test_a_decoder_is_kept_beside_the_faithful_one(

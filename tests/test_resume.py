@@ -36,6 +36,7 @@ VIEWS = 50  # encoding them takes about a second: time to be stopped in
 PRIOR = {
     "device": "cpu",
     "tokenizer": "given",
+    "data": {"path": "data"},
     "views": VIEWS,
     "prior": {"width": 64, "depth": 1, "heads": 1, "code_features": 8},
     "trainer": TRAINER,
@@ -359,7 +360,7 @@ def test_run_does_not_go_on_with_other_training_images(
     try:
         for straight, command, text in (
             ("straight-1", STAGE_1, "other-straight-1: the training images in data are not those"),
-            ("straight-2", STAGE_2, "given was trained on other images than those in data"),
+            ("straight-2", STAGE_2, "given was trained on other images than those in data;"),
         ):
             run = runs.cut(straight, f"other-{straight}")
             before = hashes(run / "state") | hashes(run / "model")

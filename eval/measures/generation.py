@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.measures.fidelity import METRIC_SEED
-from eval.measures.metrics import METRICS, named, score_name
+from eval.measures.metrics import METRICS, Needs, named, score_name
 from eval.measures.statistics import Reference, Statistics
 from eval.networks.extractor import FeatureExtractor
 from eval.networks.features import FeatureNetwork, Features
@@ -123,19 +123,17 @@ def _possible(
     metrics: Sequence[str], network: FeatureNetwork, *, has_images: bool
 ) -> tuple[list[str], list[str]]:
     """The metrics that can be had, and a note on each that cannot."""
-    remedy = "" if network.suffix else f"; --weights {WEIGHTS_FILE} has it"
-    lacks = {
-        "classifier": None
-        if network.has_logits
-        else f"needs the classifier, which {network.weights_name} lacks{remedy}",
-        "images": None if has_images else "needs images of the reference, not statistics alone",
-        "statistics": None,
+    lacks: dict[Needs, str] = {}
+    if not network.has_logits:
+        remedy = "" if network.suffix else f"; --weights {WEIGHTS_FILE} has it"
+        lacks["classifier"] = f"the classifier, which {network.weights_name} lacks{remedy}"
+    if not has_images:
+        lacks["images"] = "images of the reference, not statistics alone"
+    reasons = {
+        metric: f"{METRICS[metric].title} needs {lacks[METRICS[metric].needs]}"
+        for metric in metrics
+        if METRICS[metric].needs in lacks
     }
-    reasons = {}
-    for metric in metrics:
-        about = METRICS[metric]
-        if reason := lacks[about.needs]:
-            reasons[metric] = f"{about.title} {reason}"
     left = [metric for metric in metrics if metric not in reasons]
     if not left:
         raise UserError(f"--metrics {','.join(metrics)}: {reasons[metrics[0]]}")

@@ -19,6 +19,7 @@ from eval.subjects.selection import Selection
 from eval.subjects.tokenized import Reconstructions, encode
 from pqvae.data.batches import map_images
 from pqvae.errors import UserError
+from sampling.folder import IDENTITY, IDENTITY_0_1
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 
@@ -240,7 +241,13 @@ def open_generator(samples: Samples, data: str, device: torch.device) -> Generat
         raise UserError(f"{record['prior']} was trained on other data than {data}")
     prior = Prior.from_pretrained(record["prior"]).to(device)
     tokenizer = Tokenizer.from_pretrained(record["tokenizer"]).to(device)
-    hashes = (prior.content_hash, tokenizer.content_hash)
-    if hashes != (record.get("prior_hash"), record.get("tokenizer_hash")):
+    found = {
+        "prior_hash": prior.content_hash,
+        "tokenizer_hash": tokenizer.content_hash,
+        "decoder_hash": tokenizer.decoder_hash(),
+    }
+    # What decides the pictures counts: of a tokenizer with further decoders that has not changed.
+    identity = IDENTITY if "decoder_hash" in record else IDENTITY_0_1
+    if any(record.get(key) != found[key] for key in identity if key in found):
         raise UserError(f"{record['prior']} or its tokenizer has changed since it made the samples")
     return Generator(prior, tokenizer, record.get("settings", {}).get("prefix", len(prior.sizes)))

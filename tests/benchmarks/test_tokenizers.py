@@ -1,137 +1,88 @@
-"""The methods of benchmarks/tokenizers.py: equal where they share, whole, and really cut."""
+"""benchmarks/tokenizers.py: equal bits, prefixes within the budgets, and a run from end to end."""
 
-import copy
-import importlib.util
+import itertools
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from benchmarks import tokenizers
+from benchmarks.registers import RegistersConfig, RegistersQuantizer
 from eval.report.plot import PALETTE
 from pqvae.images import encode_png, to_uint8
-from pqvae.randomness import generator_for
+from stage1_tokenizer import quantizers
+from stage1_tokenizer.config import QUANTIZERS, TokenizerConfig
+from stage1_tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tests.conftest import BlobImages
 
 pytest.importorskip("vector_quantize_pytorch")
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "tokenizers.py"
+
 NAMES = ("ours", "spatial-vq", "spatial-fsq", "residual-vq", "registers", "gumbel")
-specification = importlib.util.spec_from_file_location("benchmarks_tokenizers", PATH)
-assert specification is not None and specification.loader is not None
-benchmark: Any = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(benchmark)
 
 
-@pytest.fixture(scope="module")
-def images(blob_images: "BlobImages") -> Tensor:
-    return blob_images(32, 32, 0)
+@pytest.fixture(autouse=True)
+def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers are in the tables of kinds, for one test."""
+    monkeypatch.setitem(QUANTIZERS, "registers", RegistersConfig)
+    monkeypatch.setitem(quantizers.KINDS, RegistersConfig, RegistersQuantizer)
 
 
-@pytest.fixture(scope="module")
-def methods(images: Tensor) -> Mapping[str, Any]:
-    """Every method, started and in evaluation mode. Do not change them."""
-    started = {}
-    for name in NAMES:
-        torch.manual_seed(0)
-        method = started[name] = benchmark.METHODS[name]()
-        method.start(images, generator_for(0))
-        # The decoder's network is zero at first: its answer to the prefix length would not show.
-        torch.nn.init.normal_(method.decoder.network[-1].weight, std=0.1)
-        method.eval()
-    return started
+def tokenizer_of(name: str) -> Tokenizer:
+    config = tokenizers.config_of(name, [])
+    torch.manual_seed(3)
+    return Tokenizer(
+        TokenizerConfig(
+            image_size=config.data.image_size,
+            architecture=config.architecture,
+            quantizer=config.quantizer,
+        )
+    )
 
 
 def test_all_methods_are_there() -> None:
-    assert tuple(benchmark.METHODS) == NAMES
-    assert len(set(PALETTE)) >= len(NAMES) + 2  # two of them have a line of refined codes, too
+    assert tuple(tokenizers.METHODS) == NAMES
+    assert len(set(PALETTE)) >= len(NAMES) + 1  # one of them has a line of refined codes, too
 
 
-def test_encoder_and_decoder_are_equal_at_the_start() -> None:
-    states = []
-    for make in benchmark.METHODS.values():
-        torch.manual_seed(3)
-        method = make()
-        state = method.encoder.state_dict(prefix="encoder.")
-        state |= method.decoder.state_dict(prefix="decoder.")
-        del state["decoder.prefix_embedding.weight"]  # as long as the method has prefixes
-        states.append(state)
+def test_methods_differ_in_the_quantizer_and_who_commits_alone() -> None:
+    plain = tokenizers.config_of("ours", ["trainer.seed=5"])
+    for name in NAMES:
+        config = tokenizers.config_of(name, ["trainer.seed=5"])
+        for part in ("data", "architecture", "trainer"):
+            assert getattr(config, part) == getattr(plain, part)
+        assert config.objective.full_share == plain.objective.full_share
+        assert (config.objective.commitment == 0) == (name in ("spatial-fsq", "registers"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_codes_cost_576_bits_and_prefixes_keep_within_the_budgets(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    assert sum(tokenizer.quantizer.bits) == pytest.approx(576)
+    lengths, bits = tokenizers.scored_prefixes(tokenizer)
+    assert bits[-1] == 576 and lengths[-1] == tokenizer.num_codes
+    assert set(lengths) <= set(tokenizer.quantizer.cuts)
+    costs = [round(cost) for cost in itertools.accumulate(tokenizer.quantizer.bits)]
+    assert bits == [costs[k - 1] for k in lengths]
+    for budget in tokenizers.BUDGETS:  # the longest within each
+        within = [k for k in tokenizer.quantizer.cuts if costs[k - 1] <= budget]
+        assert not within or within[-1] in lengths
+    if name == "residual-vq":
+        assert bits == [144, 288, 432, 576]
+    if name == "registers":
+        assert bits == [9, 18, 36, 72, 144, 288, 576]
+
+
+def test_encoders_are_equal_at_the_start() -> None:
+    states = [tokenizer_of(name).encoder.state_dict() for name in NAMES]
     for state in states[1:]:
         assert state.keys() == states[0].keys()
         assert all(torch.equal(state[key], states[0][key]) for key in state)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_codes_lie_in_their_codebooks_and_cost_576_bits(
-    name: str, methods: Mapping[str, Any], images: Tensor
-) -> None:
-    method = methods[name]
-    with torch.inference_mode():
-        codes, decoded = method.codes(images), method.decoded(images)
-    assert codes.shape[1] == len(method.sizes)
-    assert codes.min() >= 0
-    assert (codes < torch.tensor(method.sizes)).all()
-    assert len(codes.view(len(images), -1).unique(dim=0)) > 1
-    assert len(codes) / len(images) * sum(map(math.log2, method.sizes)) == 576
-    assert list(method.bits) == sorted(set(method.bits))
-    assert method.bits[-1] == 576
-    assert len(decoded) == len(method.cuts) == len(method.bits)
-    assert all(one.shape == images.shape for one in decoded)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_reach_every_parameter(
-    name: str, methods: Mapping[str, Any], images: Tensor
-) -> None:
-    method = copy.deepcopy(methods[name]).train()
-    lengths = torch.arange(len(images)) % method.cuts[-1] + 1
-    method.loss(images, lengths, 0.0, generator_for(1)).backward()
-    for key, parameter in method.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
-
-
-@pytest.mark.parametrize("name", ["ours", "gumbel", "residual-vq"])
-def test_codes_after_a_cut_are_not_seen(
-    name: str, methods: Mapping[str, Any], images: Tensor
-) -> None:
-    method = copy.deepcopy(methods[name])
-    kept = method.cuts[1]
-    with torch.inference_mode():
-        before = method.decoded(images)
-        if name == "ours":
-            method.quantizer.spreads[kept - len(method.quantizer.vectors) :] = 1
-        elif name == "gumbel":
-            method.quantizer.factors[kept:] = 1
-            method.quantizer.vectors[kept:].normal_()
-        else:
-            for level in method.levels[kept:]:
-                level.codebook.normal_()
-        after = method.decoded(images)
-    for cut, old, new in zip(method.cuts, before, after, strict=True):
-        assert torch.equal(old, new) == (cut <= kept)
-
-
-def test_dropped_registers_are_not_seen(methods: Mapping[str, Any], images: Tensor) -> None:
-    method = methods["registers"]
-    with torch.inference_mode():
-        tokens = method.quantize(images)[0]
-        kept = torch.arange(len(images)) % 64 + 1
-        dropped = (torch.arange(64) >= kept.unsqueeze(1)).unsqueeze(2)
-        other = torch.where(dropped, torch.randn(tokens.shape), tokens)
-        decoded = method.decode(tokens, kept)
-        torch.testing.assert_close(method.decode(other, kept), decoded)
-        # What is kept is seen, and so is how much that is.
-        other = torch.where(dropped, tokens, torch.randn(tokens.shape))
-        assert not torch.isclose(method.decode(other, kept), decoded).flatten(1).all(1).any()
-        told = method.decode(tokens, torch.full((len(images),), 64))
-        assert not torch.isclose(told, decoded).flatten(1).all(1).any()
 
 
 def test_ours_is_compared_at_no_more_bits() -> None:
@@ -143,10 +94,17 @@ def test_ours_is_compared_at_no_more_bits() -> None:
         "residual-vq": result([144, 576], [18.0, 22.0]),
         "ours": result([8, 136, 146, 576], [15.0, 19.0, 19.5, 23.0]),
     }
-    lines = [line.split() for line in benchmark.summary(results).splitlines()]
+    lines = [line.split() for line in tokenizers.summary(results).splitlines()]
     assert ["residual-vq", "144", "18.00", "136", "19.00", "+1.00"] in lines
     assert ["residual-vq", "576", "22.00", "576", "23.00", "+1.00"] in lines
-    assert "gain" not in benchmark.summary({"ours": results["ours"]})
+    assert "gain" not in tokenizers.summary({"ours": results["ours"]})
+
+
+def test_speed_is_the_median_without_the_first_interval(tmp_path: Path) -> None:
+    lines: list[dict[str, float]] = [{"images_per_second": speed} for speed in (5, 90, 110, 100)]
+    lines.insert(2, {"val_psnr_1": 20.0})
+    (tmp_path / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert tokenizers.speed_of(tmp_path) == 100
 
 
 @pytest.mark.parametrize(
@@ -158,6 +116,7 @@ def test_ours_is_compared_at_no_more_bits() -> None:
         (["--json", "nowhere/results.json"], "nowhere/results.json"),
         (["--json", "results.png"], "results.png"),
         (["--data", "nowhere"], "nowhere: no such file"),
+        (["--set", "trainer.step=1"], "trainer.step"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -168,34 +127,50 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert benchmark.main(["--json", "results.json", *arguments]) == 2
+    assert tokenizers.main(["--json", "results.json", *arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and complaint in message
     assert message.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_leaves_numbers_and_a_picture(
-    tmp_path: Path, blob_images: "BlobImages", capsys: pytest.CaptureFixture[str]
+def test_a_run_leaves_numbers_a_picture_and_run_folders(
+    tmp_path: Path,
+    blob_images: "BlobImages",
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("matplotlib")
-    for index, image in enumerate(to_uint8(blob_images(12, 32, 1))):
-        folder = tmp_path / "blobs" / ("test" if index < 4 else "train")
+    monkeypatch.setitem(tokenizers.METHODS, "ours", "num_codes=9 codebook_sizes=16")
+    monkeypatch.setitem(tokenizers.METHODS, "spatial-fsq", "kind=fsq levels=4,4")
+    for index, image in enumerate(to_uint8(blob_images(14, 16, 1))):
+        folder = tmp_path / "blobs" / ("test" if index < 4 else "val" if index < 6 else "train")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index}.png").write_bytes(encode_png(image))
     path = tmp_path / "results.json"
-    arguments = ["--minutes", "0.001", "--data", str(tmp_path / "blobs"), "--json", str(path)]
-    assert benchmark.main([*arguments, "--methods", "spatial-fsq"]) == 0
+    arguments = ["--minutes", "0.01", "--data", str(tmp_path / "blobs"), "--json", str(path)]
+    arguments += ["--methods", "ours", "spatial-fsq", "--set", "data.image_size=16", "device=cpu"]
+    arguments += ["architecture.widths=16", "architecture.encoder_blocks=0"]
+    arguments += ["architecture.decoder_blocks=0", "trainer.batch_size=8"]
+    assert tokenizers.main([*arguments, "architecture.latent_channels=4"]) == 0
     report = json.loads(path.read_text())
     assert report["test_images"] == 4
-    assert report["methods"]["spatial-fsq"].keys() == {
-        "bits",
-        "psnr",
-        "code_entropy_bits",
-        "images_per_second",
-        "steps",
-        "parameters",
-        "codebook_parameters",
-    }
+    common = {"bits", "psnr", "code_entropy_bits", "dead_entries", "images_per_second"}
+    common |= {"steps", "seconds", "parameters", "residual_train", "residual_test"}
+    ours, fsq = report["methods"]["ours"], report["methods"]["spatial-fsq"]
+    assert ours.keys() == common | {"psnr_beam8", "psnr_refine8"}
+    assert fsq.keys() == common
+    assert fsq["bits"] == [256]
+    assert ours["bits"] == [8, 16, 32, 36]
+    assert ours["psnr_refine8"][-1] >= ours["psnr"][-1]
+    for result in (ours, fsq):
+        assert len(result["psnr"]) == len(result["bits"])
+        assert all(map(math.isfinite, result["psnr"]))
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "spatial-fsq" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ours" in out and "spatial-fsq" in out
+    for name in ("ours", "spatial-fsq"):
+        Tokenizer.from_pretrained(tmp_path / "results" / name)
+
+    assert tokenizers.main([*arguments, "architecture.latent_channels=4"]) == 2
+    assert "results/ours is there already" in capsys.readouterr().err

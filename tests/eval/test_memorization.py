@@ -152,7 +152,7 @@ def test_copies_among_samples_are_told_and_counted(data: DataConfig) -> None:
     for space in ("features", "pixels"):
         near = found.neighbours[space]
         assert near.copies[:40].all()
-        assert [order[place] for place in near.indices[:40]] == list(range(40))
+        assert [order[place] for place in near.indices[:40].tolist()] == list(range(40))
         fresh = near.copies[40:].double().mean().item()
         assert samples[f"{space}_copies"] == pytest.approx((1 + fresh) / 2)
         assert samples[f"{space}_copies"] > held_out[f"{space}_copies"] + 0.2
@@ -299,6 +299,11 @@ def test_controls_are_decoded_by_the_generator_that_made_the_samples(
     refused("no prior here", prior=str(tmp_path))
     refused("prior or its tokenizer has changed since", prior_hash="0" * 64)
     refused("trained on other data than emoji", data="emoji")
+    # Newer records know what decides the pictures, whatever else the tokenizer can do.
+    known = {"tokenizer_hash": "0" * 64, "decoder_hash": tokenizer.decoder_hash()}
+    newer = replace(samples, record=record | known)
+    assert open_generator(newer, config.path, CPU).prefix_length == 3
+    refused("has changed since", tokenizer_hash="0" * 64, decoder_hash="0" * 64)
 
 
 def nothing(samples: Path) -> None:
