@@ -74,6 +74,7 @@ def train(
             if run.step >= config.steps or 0 < config.patience <= run.waited:
                 break
 
+            # A step: each rank its parts of the batch, then the same update in all of them.
             run.do_step()
 
             # Log means over the interval; here at the latest a GPU is waited for.
