@@ -43,8 +43,6 @@ class RegistersConfig(QuantizerConfig):
 class RegistersDescription(Description):
     """Codes of B latents, and the tokens that the map is written from."""
 
-    loss: Tensor  # type: ignore[bad-override-mutable-attribute]
-
     def __init__(
         self, quantizer: "RegistersQuantizer", latents: Tensor, codes: Tensor, tokens: Tensor
     ) -> None:

@@ -68,6 +68,7 @@ def test_dropped_registers_are_not_seen_and_kept_ones_are(quantizer: RegistersQu
 def test_gradients_reach_every_parameter_and_the_latents(quantizer: RegistersQuantizer) -> None:
     latents = quantizer.normalize(encoded_of(B, 1)).requires_grad_()
     description = quantizer.describe(latents, 0.5, generator_for(2))
+    assert description.loss is not None
     (description.prefix(torch.full((B,), 6)).square().sum() + description.loss).backward()
     assert latents.grad is not None and latents.grad.any(1).all()
     for name, parameter in quantizer.named_parameters():
@@ -84,6 +85,7 @@ def test_training_leaves_less_of_new_latents(quantizer: RegistersQuantizer) -> N
         description = describe(quantizer, seed=100 + step)
         lengths = torch.full((B,), 6)
         loss = (description.prefix(lengths) - description.latents).square().mean()
+        assert description.loss is not None
         optimizer.zero_grad()
         (loss + description.loss).backward()
         optimizer.step()
