@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pqvae import distributed
+from pqvae.cli import next_command
 from pqvae.config import config_to_dict
 from pqvae.console import Progress
 from pqvae.errors import UserError
@@ -54,10 +55,10 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
     if distributed.is_rank_zero():
         seconds = time.monotonic() - started
-        scored = "" if args.out == Path("runs/samples") else f" --samples {args.out}"
+        scored = [] if args.out == Path("runs/samples") else ["--samples", args.out]
         print(
             f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); "
-            f"look at {args.out}/grid.png, then: python -m eval.fid{scored}"
+            f"look at {args.out}/grid.png, then: {next_command('eval.fid', *scored)}"
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pqvae import distributed
+from pqvae.cli import next_command
 from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
@@ -260,8 +261,9 @@ def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
     say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
     text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
     print(f"test PSNR in dB by prefix length  {text}")
-    again = "" if out == Config().out else f" tokenizer={out} out={out}-prior"
+    out = out.rstrip("/")
+    again = [] if out == Config().out else [f"tokenizer={out}", f"out={out}-prior"]
     print(
         f"made {folder}/model; look at {folder}/prefixes.png, "
-        f"then: python -m stage2_prior.train{again}"
+        f"then: {next_command('stage2_prior.train', *again)}"
     )

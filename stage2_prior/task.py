@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pqvae import distributed
+from pqvae.cli import next_command
 from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Augmentation, BatchOrder
@@ -246,8 +247,8 @@ def finish(task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float
         f"bits per code: test {bits['test']:.3f} (unigram model {bits['test_unigram']:.3f}), "
         f"train {bits['train']:.3f}"
     )
-    again = "" if out == Config().out else f" --prior {out}"
+    again = [] if out == Config().out else ["--prior", out]
     print(
         f"made {folder}/model; look at {folder}/grids, then: "
-        f"python -m sampling.generate --n 10000{again}"
+        f"{next_command('sampling.generate', '--n', '10000', *again)}"
     )
