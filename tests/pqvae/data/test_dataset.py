@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import pqvae.data.dataset
+from pqvae.config import config_from_dict
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.data.sample import Split
@@ -319,11 +320,11 @@ def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"path": ""}, "data.path is empty"),
-        ({"image_size": 7}, "data.image_size is 7, but must be at least 8"),
-        ({"shift": -1}, "data.shift is -1"),
+        ({"path": ""}, "'path' must be at least 1 long"),
+        ({"image_size": 7}, "'image_size' must be at least 8, not 7"),
+        ({"shift": -1}, "'shift' must be at least 0, not -1"),
         ({"shift": 17}, "data.shift is 17"),
     ]
     for settings, message in cases:
-        with pytest.raises(ValueError, match=message):
-            DataConfig(**settings)
+        with pytest.raises(UserError, match=message):
+            config_from_dict(DataConfig, settings, "here")
