@@ -5,7 +5,7 @@
 Without arguments: the defaults on the built-in emoji, a batch of 64 at 32x32. Each figure is the
 median over rounds in which all parts are measured one after the other, so that a machine whose
 speed moves slows all of them alike. Then the quantizer's training step against ``ResidualVQ`` of
-vector-quantize-pytorch (``pip install 'pqvae[benchmarks]'``), on the same latents.
+vector-quantize-pytorch (``pip install 'pqvae[baselines]'``), on the same latents.
 """
 
 import statistics
@@ -117,7 +117,7 @@ def against_residual_vq(num_codes: int, B: int = 64, D: int = 1024, K: int = 256
     try:
         from vector_quantize_pytorch import ResidualVQ  # type: ignore[missing-import]
     except ImportError:
-        say("ResidualVQ: left out; pip install 'pqvae[benchmarks]' for it")
+        say("ResidualVQ: skipped; pip install 'pqvae[baselines]' for it")
         return
     # Correlated latents, as an encoder's are; both start from the data.
     mixing = torch.randn(D, D, generator=generator_for(0)) / D**0.5

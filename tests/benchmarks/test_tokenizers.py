@@ -151,7 +151,7 @@ def test_a_run_leaves_numbers_a_picture_and_run_folders(
     arguments = ["--minutes", "0.01", "--data", str(tmp_path / "blobs"), "--json", str(path)]
     arguments += ["--methods", "ours", "spatial-fsq", "--set", "data.image_size=16", "device=cpu"]
     arguments += ["architecture.widths=16", "architecture.encoder_blocks=0"]
-    arguments += ["architecture.decoder_blocks=0", "trainer.batch_size=8"]
+    arguments += ["architecture.decoder_blocks=0"]
     assert tokenizers.main([*arguments, "architecture.latent_channels=4"]) == 0
     report = json.loads(path.read_text())
     assert report["test_images"] == 4

@@ -253,7 +253,7 @@ def test_model_without_provenance_asks_for_the_data(home: Path) -> None:
     save_model(Path("runs/model"), "tokenizer", CONFIG, tensors_of(), {})
     with pytest.raises(UserError, match=r"runs/model: does not say .* trained on; pass --data"):
         data_of(Path("runs/model"))
-    with pytest.raises(UserError, match=r"runs/model: does not say how large its images were"):
+    with pytest.raises(UserError, match=r"runs/model: does not say how its images were prepared"):
         data_of(Path("runs/model"), given="pictures")
 
 

@@ -96,7 +96,7 @@ def test_an_image_needs_no_other_to_the_bit(
         )
         assert torch.equal(tiny_tokenizer.decode(codes[order, :k]), decoded[order])
         assert torch.equal(tiny_tokenizer.features(codes[order, :k]), features[order])
-        for row in range(0, 64, 9):
+        for row in (0, 31, 63):
             alone = tiny_tokenizer.encode(images[row : row + 1])
             assert torch.equal(alone[0], codes[row])
             assert torch.equal(tiny_tokenizer.decode(alone[:, :k])[0], decoded[row])
