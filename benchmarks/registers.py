@@ -155,6 +155,9 @@ class RegistersQuantizer(Quantizer[RegistersConfig]):
         seen = self.codebook.describe_by(tokens, description.codes)
         self.codebook.learn(seen, step, progress, finite, generator)
 
+    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+        """The optimizer does it; under it a scale that moves would only shift what is read."""
+
 
 def join_tables() -> None:
     """Make ``quantizer.kind=registers`` known to this process."""

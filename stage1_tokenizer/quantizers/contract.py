@@ -77,7 +77,7 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         books: Which codebook each position reads, numbered from 0 in order of first use.
         cuts: The prefix lengths that decode, ascending; the last is N.
         whole_batches: Whether training must see each batch in one piece, in one process.
-        scale: float32 (): the running standard deviation of the encoder's output.
+        scale: float32 (): the standard deviation of the encoder's output; running, in most kinds.
     """
 
     config: C

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pqvae.errors import UserError
 from stage1_tokenizer.config import FSQConfig
-from stage1_tokenizer.quantizers.contract import CutsDescription, Quantizer
+from stage1_tokenizer.quantizers.contract import CutsDescription, Description, Quantizer
 
 try:
     from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
@@ -85,3 +85,6 @@ class FSQQuantizer(Quantizer[FSQConfig]):
     ) -> FSQDescription:
         codes, quantized = self._quantize(latents)
         return FSQDescription(latents, codes, quantized.unsqueeze(0), self.cuts)
+
+    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+        """The optimizer does it; under it a scale that moves would only shift what is rounded."""
