@@ -22,7 +22,7 @@ from pqvae.config import config_class
 from stage1_tokenizer import quantizers
 from stage1_tokenizer.config import QUANTIZERS, QuantizerConfig, SpatialConfig
 from stage1_tokenizer.quantizers.contract import Description, Quantizer
-from stage1_tokenizer.quantizers.spatial import SpatialQuantizer
+from stage1_tokenizer.quantizers.spatial import CLUSTERED, SpatialQuantizer
 
 
 @config_class
@@ -131,8 +131,8 @@ class RegistersQuantizer(Quantizer[RegistersConfig]):
     @torch.no_grad()
     def start(self, encoded: Tensor, generator: torch.Generator) -> None:
         self.scale.copy_(encoded.float().std())
-        tokens = [self.read(part) for part in self.normalize(encoded).split(256)]
-        self.codebook.start(self.codebook.join(torch.cat(tokens)), generator)
+        tokens = self.read(self.normalize(encoded[:CLUSTERED]))
+        self.codebook.start(self.codebook.join(tokens), generator)
 
     def describe(
         self, latents: Tensor, progress: float, generator: torch.Generator

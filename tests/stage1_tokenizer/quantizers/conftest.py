@@ -67,7 +67,7 @@ class Case:
     def train(self, quantizer: Quantizer[Any], steps: range, total: int = 100) -> None:
         """Plain gradient descent on |f - f_N|^2, which carries nothing from step to step."""
         parameters = list(quantizer.parameters())
-        rate = 10.0 if isinstance(self.config, GumbelConfig) else 1.0
+        rate = 10.0 if isinstance(self.config, GumbelConfig) else 0.3
         lengths, finite = torch.full((BATCH,), quantizer.num_codes), torch.tensor(True)
         for step in steps:
             latents, progress = self.latents(quantizer, BATCH, 100 + step), step / total
