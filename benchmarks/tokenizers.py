@@ -4,7 +4,7 @@
     python benchmarks/tokenizers.py --minutes 1 --data emoji --json emoji.json --methods ours
 
 Every method is a kind of quantizer in the training loop of stage 1, with 576 bits at its full
-length. All else is shared: the encoder and decoder, the shortcuts started from the same images, the
+length. All else is shared: the architecture and the start of the encoder, the shortcuts started from the same images, the
 optimizer and its schedule, the order of the images and their augmentation, and the draw of the
 prefix that an image is decoded from.
 

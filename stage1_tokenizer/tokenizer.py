@@ -91,7 +91,8 @@ class Tokenizer(nn.Module):
         """SHA-256 of what makes codes, encoder and quantizer: equal for equal codes."""
         tensors = self.state_dict()
         parts = {k: v for k, v in tensors.items() if k.startswith(("encoder.", "quantizer."))}
-        config = {"image_size": self.config.image_size, "sizes": self.quantizer.sizes}
+        quantizer = config_to_dict(self.config.quantizer)
+        config = {"image_size": self.config.image_size, "quantizer": quantizer}
         return hash_model("codes", config, parts)
 
     def decoder_hash(self, name: str = FAITHFUL) -> str:
