@@ -4,9 +4,9 @@
     python benchmarks/tokenizers.py --minutes 1 --data emoji --json emoji.json --methods ours
 
 Every method is a kind of quantizer in the training loop of stage 1, with 576 bits at its full
-length. All else is shared: the architecture and the start of the encoder, the shortcuts started from the same images, the
-optimizer and its schedule, the order of the images and their augmentation, and the draw of the
-prefix that an image is decoded from.
+length. All else is shared: the architecture, the encoder's start, the shortcuts started from the
+same images, the optimizer and its schedule, the order of the images and their augmentation, and the
+draw of the prefix that an image is decoded from.
 
 The time is that of the training steps: a trial of a few tells each method's speed here, and so how
 many steps take the minutes asked for. The start from data and the evaluation are not counted.
