@@ -155,7 +155,13 @@ class RegistersQuantizer(Quantizer[RegistersConfig]):
         seen = self.codebook.describe_by(tokens, description.codes)
         self.codebook.learn(seen, step, progress, finite, generator)
 
-    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+    def _learn(
+        self,
+        description: Description,
+        progress: float,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> None:
         """The optimizer does it; under it a scale that moves would only shift what is read."""
 
 

@@ -3,20 +3,12 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("commands.md")
-MODULES = (
-    "stage1_tokenizer.train",
-    "stage1_tokenizer.reconstruct",
-    "stage2_prior.train",
-    "sampling.generate",
-    "eval.fid",
-    "eval.reconstruction",
-    "eval.rate_distortion",
-    "eval.probe",
-    "eval.memorization",
-)
+PROJECT = tomllib.loads(PAGE.parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8"))
+MODULES = tuple(entry.removesuffix(":main") for entry in PROJECT["project"]["scripts"].values())
 HEAD = """# Every option of every command
 
 What each command prints for `--help`; `python docs/write_commands.py` writes this page.

@@ -133,9 +133,14 @@ def provenance_of(data: DataConfig, content_hash: str) -> dict[str, Any]:
     return {"data": values, "data_hash": content_hash}
 
 
+def recorded_places(path: str, provenance: Mapping[str, Any]) -> list[Path]:
+    """Where a recorded path may lead: seen from here, and from where it was typed."""
+    return [Path(path), Path(provenance.get("home", ""), path)]
+
+
 def find_path(path: str, provenance: Mapping[str, Any]) -> str:
     """A recorded path or glob: as typed if it leads anywhere, else from where it was typed."""
-    for candidate in (Path(path), Path(provenance.get("home", ""), path)):
+    for candidate in recorded_places(path, provenance):
         if candidate.exists() or glob.glob(str(candidate)):
             return str(candidate)
     return path

@@ -80,9 +80,7 @@ def _record(
     """What ``samples.json`` says, but for where the tokenizer is and what was typed."""
     prefix_length = args.prefix or tokenizer.num_codes
     if prefix_length not in tokenizer.quantizer.cuts:
-        known = f"1 to {tokenizer.num_codes}"
-        if len(tokenizer.quantizer.cuts) < tokenizer.num_codes:
-            known = " or ".join(map(str, tokenizer.quantizer.cuts))
+        known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
     label = _label(args.class_name, prior.class_names)
     labels = None

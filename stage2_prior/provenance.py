@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pqvae.data.dataset import ImageDataset
 from pqvae.errors import UserError
+from pqvae.pretrained import recorded_places
 from stage1_tokenizer import Tokenizer
 from stage2_prior.prior import Prior
 
@@ -101,7 +102,7 @@ def _wanted(prior: Prior) -> str:
 
 
 def _recorded_places(recorded: str, prior: Prior) -> list[Path]:
-    places = [Path(recorded), Path(prior.provenance.get("home", ""), recorded)] if recorded else []
+    places = recorded_places(recorded, prior.provenance) if recorded else []
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 

@@ -222,7 +222,7 @@ def report(
 
 
 def run(config: Config) -> None:
-    """Train as the config says, or go on, and write ``result.json``."""
+    """Train as the config says, or resume, and write ``result.json``."""
     folder = Path(config.out)
     runtime = select_runtime(config.device)
     with distributed.process_group(runtime.device):

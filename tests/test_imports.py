@@ -16,17 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pqvae", "stage1_tokenizer", "stage2_prior", "sampling", "eval")
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 # Commands: they parse, and import the one module that does the work when they are called.
-FACES = (
-    "stage1_tokenizer.train",
-    "stage1_tokenizer.reconstruct",
-    "stage2_prior.train",
-    "sampling.generate",
-    "eval.fid",
-    "eval.reconstruction",
-    "eval.rate_distortion",
-    "eval.probe",
-    "eval.memorization",
-)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FACES = tuple(entry.removesuffix(":main") for entry in PROJECT["project"]["scripts"].values())
 PUBLIC = ("stage1_tokenizer", "stage2_prior")  # import their class when it is asked for
 # Rooms of kinds: what a kind may import besides the ground and torch.
 KINDS = {
@@ -157,8 +148,7 @@ def test_one_file_for_each_trade() -> None:
 
 
 def test_every_package_ships_and_is_typed() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    listed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    listed = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert listed == list(PACKAGES)
     found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert found == set(PACKAGES)  # tests/ is none: it must not end up in site-packages

@@ -108,6 +108,12 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         return len(self.sizes)
 
     @property
+    def cuts_in_words(self) -> str:
+        """The prefix lengths that decode, for messages."""
+        every = len(self.cuts) == self.num_codes
+        return f"1 to {self.num_codes}" if every else " or ".join(map(str, self.cuts))
+
+    @property
     def bits(self) -> tuple[float, ...]:
         """log2 K_i of every position: the fixed-length cost of each code."""
         return tuple(math.log2(size) for size in self.sizes)
@@ -141,11 +147,9 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         """
         if codes.ndim != 2:
             raise ValueError(f"codes must be (B, k), not {tuple(codes.shape)}")
-        k, N = codes.shape[1], self.num_codes
+        k = codes.shape[1]
         if k not in self.cuts:
-            every = len(self.cuts) == N
-            known = f"1 to {N}" if every else " or ".join(map(str, self.cuts))
-            raise ValueError(f"a prefix has {known} codes, but got {k}")
+            raise ValueError(f"a prefix has {self.cuts_in_words} codes, but got {k}")
         sizes = torch.tensor(self.sizes[:k], device=codes.device)
         if ((codes < 0) | (codes >= sizes)).any():
             raise ValueError(f"codes must lie in [0, K) with K = {self.sizes[:k]}")
@@ -214,7 +218,7 @@ class Quantizer(nn.Module, ABC, Generic[C]):
                 need not be waited for.
             generator: Of what is drawn at random.
         """
-        self._learn(description, progress, finite)
+        self._learn(description, progress, finite, generator)
         self._count(description.codes, finite)
         # What is not finite in a skipped step must not become an entry.
         if (step + 1) % self.config.revive_every == 0 and bool(finite):
@@ -222,7 +226,13 @@ class Quantizer(nn.Module, ABC, Generic[C]):
             self.window.copy_(self.recent)
             self.recent.zero_()
 
-    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+    def _learn(
+        self,
+        description: Description,
+        progress: float,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> None:
         """Move what follows averages; by default the scale alone."""
         self._follow_scale(description.latents, finite)
 

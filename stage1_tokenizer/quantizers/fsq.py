@@ -86,5 +86,11 @@ class FSQQuantizer(Quantizer[FSQConfig]):
         codes, quantized = self._quantize(latents)
         return FSQDescription(latents, codes, quantized.unsqueeze(0), self.cuts)
 
-    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+    def _learn(
+        self,
+        description: Description,
+        progress: float,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> None:
         """The optimizer does it; under it a scale that moves would only shift what is rounded."""

@@ -50,7 +50,13 @@ class ResidualQuantizer(Progressive[ResidualConfig]):
         return 1 - math.exp(start + (end - start) * progress)
 
     @torch.no_grad()
-    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
+    def _learn(
+        self,
+        description: Description,
+        progress: float,
+        finite: Tensor,
+        generator: torch.Generator,
+    ) -> None:
         assert isinstance(description, ProgressiveDescription)
         known = finite.device.type == "cpu" and bool(finite)  # for the asking, and spares copies
         if not known:

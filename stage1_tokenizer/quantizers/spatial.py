@@ -113,27 +113,23 @@ class SpatialQuantizer(Quantizer[SpatialConfig]):
     def describe(self, latents: Tensor, progress: float, generator: torch.Generator) -> Description:
         return self.describe_by(latents, self.encode(latents))
 
-    def learn(
+    @torch.no_grad()
+    def _learn(
         self,
         description: Description,
-        step: int,
         progress: float,
         finite: Tensor,
         generator: torch.Generator,
     ) -> None:
-        with _drawing_from(generator):  # the library revives entries in every step
-            super().learn(description, step, progress, finite, generator)
-
-    @torch.no_grad()
-    def _learn(self, description: Description, progress: float, finite: Tensor) -> None:
-        super()._learn(description, progress, finite)
+        super()._learn(description, progress, finite, generator)
         if not finite:
             return
         residual = self.split(description.latents)
-        for book, chosen in enumerate(description.codes.split(self.places, dim=1)):
-            left = residual - self.meaning(book)[chosen]
-            self.levels[book].update_indices(residual, chosen)  # type: ignore[not-callable]
-            residual = left
+        with _drawing_from(generator):  # the library revives entries in every step
+            for book, chosen in enumerate(description.codes.split(self.places, dim=1)):
+                left = residual - self.meaning(book)[chosen]
+                self.levels[book].update_indices(residual, chosen)  # type: ignore[not-callable]
+                residual = left
 
 
 @contextlib.contextmanager
