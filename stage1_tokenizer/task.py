@@ -12,7 +12,8 @@ from pqvae.cli import next_command
 from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
-from pqvae.data.dataset import open_dataset
+from pqvae.data.dataset import open_splits
+from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.pretrained import provenance_of
@@ -54,11 +55,9 @@ class TokenizerTask:
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
-        self.train_images, self.val_images, self.test_images = (
-            open_dataset(config.data, split) for split in ("train", "val", "test")
-        )
-        sizes = [len(self.train_images), len(self.val_images), len(self.test_images)]
-        say("data: {:,} train, {:,} val, {:,} test images".format(*sizes))
+        splits = open_splits(config.data)
+        say_splits(splits)
+        self.train_images, self.val_images, self.test_images = splits.values()
         torch.manual_seed(config.trainer.seed)
         self.tokenizer = Tokenizer(
             TokenizerConfig(
@@ -186,7 +185,7 @@ class TokenizerTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["data_hash"] != self.train_images.content_hash:
+        if not self.train_images.matches(state["data_hash"]):
             raise UserError(
                 f"{self.folder}: the training images in {self.config.data.path} are not those that "
                 "this run began with; restore them, or choose another folder (out=...)"

@@ -31,7 +31,7 @@ def check_data(tokenizer: Tokenizer, folder: str, path: str, images: ImageDatase
         UserError: They are others.
     """
     before = tokenizer.provenance.get("data_hash")
-    if before not in (None, images.content_hash):
+    if before is not None and not images.matches(before):
         raise UserError(
             f"{folder} was trained on other images than those in {path}; restore them, or say "
             "where they are now (data.path=...)"

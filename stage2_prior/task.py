@@ -12,7 +12,8 @@ from pqvae.cli import next_command
 from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Augmentation, BatchOrder
-from pqvae.data.dataset import ImageDataset, open_dataset
+from pqvae.data.dataset import ImageDataset, open_splits
+from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
@@ -44,9 +45,9 @@ class PriorTask:
         data = recorded_data(
             self.tokenizer.provenance, config.tokenizer, config.data.path, "data.path=..."
         )
-        train_images, val_images, self.test_images = (
-            open_dataset(data, split) for split in ("train", "val", "test")
-        )
+        splits = open_splits(data)
+        say_splits(splits)
+        train_images, val_images, self.test_images = splits.values()
         check_data(self.tokenizer, config.tokenizer, data.path, train_images)
         self.train_images, self.val_images = train_images, val_images
         self.provenance = {
@@ -168,7 +169,7 @@ class PriorTask:
                 f"{self.folder} was trained on tokenizer {before[:8]}, but {self.config.tokenizer} "
                 f"is {now[:8]}; choose another folder (out=...) or remove it"
             )
-        if state["data_hash"] != self.train_images.content_hash:
+        if not self.train_images.matches(state["data_hash"]):
             raise UserError(
                 f"{self.folder}: the training images are not those that this run began with; "
                 "restore them, or choose another folder (out=...)"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pqvae.data.config import DataConfig
 from pqvae.data.decoding import DecodedOnDemand, decode_all
-from pqvae.data.sample import Listing, Sample, Split
+from pqvae.data.sample import SPLITS, Listing, Sample, Split
 from pqvae.data.sources import SOURCES
 from pqvae.data.splits import carve
 from pqvae.errors import UserError
@@ -79,6 +79,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def matches(self, content_hash: str) -> bool:
+        """Whether a recorded hash of the content is this one's."""
+        return content_hash == self.content_hash
+
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Images by index; may be called by several threads at once.
 
@@ -98,6 +102,12 @@ class ImageDataset:
         return self._images[torch.as_tensor(indices, dtype=torch.int64)]
 
 
+def open_splits(config: DataConfig) -> dict[Split, ImageDataset]:
+    """Open train, val and test of a data set; raises as ``open_dataset`` does."""
+    opened = _Opened(config)
+    return {split: opened.dataset(split) for split in SPLITS}
+
+
 def open_dataset(config: DataConfig, split: Split) -> ImageDataset:
     """Open one split of a data set.
 
@@ -113,24 +123,34 @@ def open_dataset(config: DataConfig, split: Split) -> ImageDataset:
         UserError: There is no such data, it is not what it seems, or over 1% of it is damaged.
             Fewer damaged images are left out and named on stderr.
     """
-    listing = _list(config.path)
-    for part in listing.samples.values():
-        _check_labels(config.path, part)
-    splits = carve(listing.samples)
-    if split not in splits:
-        raise UserError(f"{config.path}: has no train images, only {' and '.join(splits)}")
-    samples = splits[split]
-    if not samples:
-        raise UserError(
-            f"{config.path}: no images in the {split} split; give it some, or more images in all"
+    return _Opened(config).dataset(split)
+
+
+class _Opened:
+    """A data set that is listed, but not read."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.listing = config, _list(config.path)
+        for part in self.listing.samples.values():
+            _check_labels(config.path, part)
+        self.splits = carve(self.listing.samples)
+
+    def dataset(self, split: Split) -> ImageDataset:
+        path = self.config.path
+        if split not in self.splits:
+            raise UserError(f"{path}: has no train images, only {' and '.join(self.splits)}")
+        samples = self.splits[split]
+        if not samples:
+            raise UserError(
+                f"{path}: no images in the {split} split; give it some, or more images in all"
+            )
+        return ImageDataset(
+            f"{path} {split}",
+            samples,
+            self.config.image_size,
+            _class_names(self.listing),
+            self.listing.no_flip_classes,
         )
-    return ImageDataset(
-        f"{config.path} {split}",
-        samples,
-        config.image_size,
-        _class_names(listing),
-        listing.no_flip_classes,
-    )
 
 
 def _list(path: str) -> Listing:

@@ -8,6 +8,7 @@ from typing import Literal
 from pqvae.images import ImageError
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 IMAGE_EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"]
