@@ -16,6 +16,30 @@ MAX_PIXELS = 100_000_000
 # Named, as Pillow would otherwise also run Ghostscript on a file that turns out to be PostScript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 CAPTION_HEIGHT = 16
+EXTENSIONS = frozenset(
+    [
+        "jpg",
+        "jpeg",
+        "jfif",
+        "jpe",
+        "png",
+        "webp",
+        "avif",
+        "bmp",
+        "gif",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "pbm",
+    ]
+)
+UNREAD_EXTENSIONS = frozenset(["heic", "heif", "jxl", "svg", "psd", "cr2", "nef", "dng"])
+SNIFFED_BYTES = 4096
+
+
+def is_image_data(head: bytes) -> bool:
+    return head[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0")
 
 
 class ImageError(ValueError):

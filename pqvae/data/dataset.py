@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pqvae.data.config import DataConfig
+from pqvae.console import say
+from pqvae.data.config import NAMED, DataConfig
 from pqvae.data.decoding import DecodedOnDemand, decode_all
 from pqvae.data.sample import SPLITS, Listing, Sample, Split
 from pqvae.data.sources import SOURCES
@@ -32,6 +33,8 @@ class ImageDataset:
         image_size: Height and width of the images, in pixels.
         class_names: The classes of all splits; sorted, or in the order of the shards' classes.txt.
         no_flip_classes: The classes that a mirror would falsify, as far as the source knows.
+        carved: Whether it was carved out of train, as the source has no such split.
+        digests: The sha256 of each image's encoded bytes; empty where they are decoded on demand.
         content_hash: Changes when an image, a key, a label or the image size does: sha256 over the
             image size and each image's key, label and sha256 of its encoded bytes. For a data set
             that is decoded on demand, the size of the encoded image stands for its sha256, as
@@ -44,6 +47,8 @@ class ImageDataset:
     image_size: int
     class_names: tuple[str, ...]
     no_flip_classes: tuple[str, ...]
+    carved: bool
+    digests: tuple[str, ...]
     content_hash: str
 
     def __init__(
@@ -55,12 +60,13 @@ class ImageDataset:
         no_flip_classes: tuple[str, ...] = (),
     ) -> None:
         samples = sorted(samples, key=lambda sample: sample.key)
-        self.name = name
+        self.name, self.carved, self.digests = name, False, ()
         self.image_size = image_size
         self.class_names, self.no_flip_classes = class_names, no_flip_classes
         self._images: Tensor | DecodedOnDemand
         if len(samples) * 3 * image_size**2 <= IN_MEMORY_BYTES:
             self._images, samples, digests = decode_all(name, samples, image_size)
+            self.digests = tuple(digests)
         else:
             self._images = DecodedOnDemand(name, samples, image_size)
             digests = [str(sample.size) for sample in samples]
@@ -102,10 +108,10 @@ class ImageDataset:
         return self._images[torch.as_tensor(indices, dtype=torch.int64)]
 
 
-def open_splits(config: DataConfig) -> dict[Split, ImageDataset]:
-    """Open train, val and test of a data set; raises as ``open_dataset`` does."""
+def open_splits(config: DataConfig, splits: Sequence[Split] = SPLITS) -> dict[Split, ImageDataset]:
+    """Open several splits of a data set, which is listed once; raises as ``open_dataset`` does."""
     opened = _Opened(config)
-    return {split: opened.dataset(split) for split in SPLITS}
+    return {split: opened.dataset(split) for split in splits}
 
 
 def open_dataset(config: DataConfig, split: Split) -> ImageDataset:
@@ -131,6 +137,8 @@ class _Opened:
 
     def __init__(self, config: DataConfig) -> None:
         self.config, self.listing = config, _list(config.path)
+        for note in self.listing.notes:
+            say(note)
         for part in self.listing.samples.values():
             _check_labels(config.path, part)
         self.splits = carve(self.listing.samples)
@@ -144,19 +152,23 @@ class _Opened:
             raise UserError(
                 f"{path}: no images in the {split} split; give it some, or more images in all"
             )
-        return ImageDataset(
+        dataset = ImageDataset(
             f"{path} {split}",
             samples,
             self.config.image_size,
             _class_names(self.listing),
             self.listing.no_flip_classes,
         )
+        dataset.carved = split not in self.listing.samples
+        return dataset
 
 
 def _list(path: str) -> Listing:
     for source in SOURCES.values():
         listing = source(path)
         if listing is not None:
+            if path in NAMED and Path(path).exists():
+                say(f"{path}: the built-in set, not the {path} that lies here, which is ./{path}")
             return listing
     there = Path(path).expanduser().exists()
     problem = "no source of images can read this" if there else "no such file or folder"
