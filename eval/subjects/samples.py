@@ -12,13 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pqvae.config import config_from_dict
-from pqvae.data.config import DataConfig
 from pqvae.data.sample import Sample
 from pqvae.data.shard_index import list_shards
 from pqvae.errors import UserError
 from pqvae.images import FORMATS, ImageError, decode_image
-from sampling.folder import RECORD, image_path, read_record
+from sampling.folder import image_path, read_record
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -61,6 +59,11 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
     """
     if path.suffix == ".npz":
         return _open_array(path, n)
+    if path.is_file() and path.suffix != ".tar":
+        raise UserError(
+            f"{path}: not an .npz file; give one (numpy.savez makes it of an array), a .tar shard, "
+            "or a folder of images or shards"
+        )
     if not path.is_dir() and path.suffix != ".tar":
         raise UserError(
             f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
@@ -86,29 +89,6 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
         record,
         _labels(files, record),
     )
-
-
-def reference_config(samples: Samples, path: str | None) -> DataConfig:
-    """The data that samples are to be compared with: ``path``, else what their record names.
-
-    Raises:
-        UserError: Neither names data, or the sizes differ.
-    """
-    record = samples.path / RECORD
-    data = samples.record.get("data", {})
-    if not isinstance(data, dict):
-        raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
-    if path is None and not data:
-        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
-    if path is not None and data.get("path") != path:
-        data = {"path": path, "image_size": samples.image_size}
-    config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
-    if config.image_size != samples.image_size:
-        raise UserError(
-            f"{samples.path}: the images have {samples.image_size} pixels a side, but {record} "
-            f"says {config.image_size}; generate the samples anew"
-        )
-    return config
 
 
 def sample_facts(samples: Samples, content_hash: str) -> dict[str, dict[str, Any]]:
