@@ -11,6 +11,7 @@ from eval.report.options import (
     add_extractor,
     add_report,
     add_samples,
+    add_split,
     report_of_samples,
     request,
 )
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "eval.fid",
-        "Score generated images against the train split, and the test split beside them.",
+        "Score generated images against real ones, and held-out real images beside them.",
         EXAMPLES,
     )
     add = parser.add_argument
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="emoji, cifar10, a folder or a glob of shards, or an .npz file of mu and sigma "
         "(default: the tokenizer's own data)",
     )
+    add_split(parser, "of the reference", "train")
     add(
         "--export-reference",
         type=Path,

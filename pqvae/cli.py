@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from pqvae import distributed
 from pqvae.config import FORM, load_config, parse_config_arguments
 from pqvae.config_help import describe_keys, format_keys
+from pqvae.console import accept_all_text
 from pqvae.errors import UserError
 from pqvae.signals import Stopped, StopRequest
 
@@ -44,10 +45,12 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        accept_all_text()
         try:
             with StopRequest(hold_back=False):
                 main(argv)
-            sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
+            if sys.stdout is not None:  # as where it was closed from the start
+                sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -4,9 +4,10 @@ A source is first listed as *samples* (key, label, where the encoded bytes lie),
 splits, then decoded: once, into memory, where it fits, else whenever it is asked for.
 """
 
+import functools
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -132,16 +133,24 @@ def open_dataset(config: DataConfig, split: Split) -> ImageDataset:
     return _Opened(config).dataset(split)
 
 
+def open_whole(config: DataConfig) -> dict[Split, Callable[[], ImageDataset]]:
+    """The splits that a source has of its own; each is opened when it is called for.
+
+    None is carved from another, as ``open_dataset`` does, so that all images of each are there. A
+    source without splits is all train, and bears the name of the source alone.
+    """
+    opened = _Opened(config, carved=False)
+    return {split: functools.partial(opened.dataset, split) for split in opened.splits}
+
+
 class _Opened:
     """A data set that is listed, but not read."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self.config, self.listing = config, _list(config.path)
-        for note in self.listing.notes:
-            say(note)
+    def __init__(self, config: DataConfig, *, carved: bool = True) -> None:
+        self.config, self.listing = config, list_images(config.path)
         for part in self.listing.samples.values():
             _check_labels(config.path, part)
-        self.splits = carve(self.listing.samples)
+        self.splits = carve(self.listing.samples) if carved else dict(self.listing.samples)
 
     def dataset(self, split: Split) -> ImageDataset:
         path = self.config.path
@@ -153,7 +162,7 @@ class _Opened:
                 f"{path}: no images in the {split} split; give it some, or more images in all"
             )
         dataset = ImageDataset(
-            f"{path} {split}",
+            path if set(self.splits) == {"train"} else f"{path} {split}",
             samples,
             self.config.image_size,
             _class_names(self.listing),
@@ -163,12 +172,19 @@ class _Opened:
         return dataset
 
 
-def _list(path: str) -> Listing:
+def list_images(path: str) -> Listing:
+    """What is at the value of ``data.path``, and say what its source has to note.
+
+    Raises:
+        UserError: No source can read it, or something is wrong there.
+    """
     for source in SOURCES.values():
         listing = source(path)
         if listing is not None:
             if path in NAMED and Path(path).exists():
                 say(f"{path}: the built-in set, not the {path} that lies here, which is ./{path}")
+            for note in listing.notes:
+                say(note)
             return listing
     there = Path(path).expanduser().exists()
     problem = "no source of images can read this" if there else "no such file or folder"
