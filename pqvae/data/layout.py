@@ -13,41 +13,13 @@ from pqvae.errors import UserError
 Folders = tuple[str, ...]  # on the way from the root to an image
 
 # Side by side in sets for segmentation or detection: pictures, and what is to be found in them.
-_PICTURES = frozenset(
-    (
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "jpegimages",
-        "leftimg8bit",
-        "photos",
-        "pictures",
-        "rgb",
-    )
-)
+_PICTURES = frozenset("image images img imgs jpegimages leftimg8bit photos pictures rgb".split())
 _TARGETS = frozenset(
     (
-        "annotation",
-        "annotations",
-        "depth",
-        "edges",
-        "gt",
-        "gtfine",
-        "ground_truth",
-        "groundtruth",
-        "label",
-        "labels",
-        "mask",
-        "masks",
-        "seg",
-        "segmentation",
-        "segmentations",
-        "segmentationclass",
-        "segmentationobject",
-        "target",
-        "targets",
-    )
+        "annotation annotations depth edges gt gtfine ground_truth groundtruth label labels mask "
+        "masks seg segmentation segmentations segmentationclass segmentationobject target "
+        "targets"
+    ).split()
 )
 
 

@@ -16,40 +16,9 @@ from pqvae.data.splits import split_of
 from pqvae.errors import UserError
 from pqvae.images import EXTENSIONS, SNIFFED_BYTES, UNREAD_EXTENSIONS, is_image_data
 
-_PACKED = frozenset(
-    (
-        "7z",
-        "arrow",
-        "bz2",
-        "gz",
-        "h5",
-        "hdf5",
-        "lmdb",
-        "npz",
-        "parquet",
-        "rar",
-        "tfrecord",
-        "tgz",
-        "xz",
-        "zip",
-        "zst",
-    )
-)
-# Not worth a look inside.
-_TEXTS = frozenset(
-    (
-        "csv",
-        "html",
-        "jsonl",
-        "md",
-        "tsv",
-        "txt",
-        "xml",
-        "yaml",
-        "yml",
-    )
-)
-_LISTS = frozenset(["csv", "jsonl", "tsv"])  # may hold labels, which are not read
+_PACKED = frozenset("7z arrow bz2 gz h5 hdf5 lmdb npz parquet rar tfrecord tgz xz zip zst".split())
+_TEXTS = frozenset("csv html jsonl md tsv txt xml yaml yml".split())  # not worth a look inside
+_LISTS = frozenset("csv jsonl tsv".split())  # may hold labels, which are not read
 _RECORD = "samples.json"  # of a folder of samples
 
 
