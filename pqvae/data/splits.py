@@ -15,7 +15,7 @@ _NAMES: dict[Split, tuple[str, ...]] = {
 _WORDS: dict[str, Split] = {word: split for split, words in _NAMES.items() for word in words}
 # What else may stand in the name of a split that is no class: train_images, Train Set, my-test-2.
 _FILLERS = frozenset(
-    ("set sets data dataset split image images img imgs jpg jpeg png photos pictures").split()
+    ("set sets x data dataset split image images img imgs jpg jpeg png photos pictures").split()
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[\W\d_]+")  # trainImages, train_images, train2017
 # A split that a source lacks: the train samples whose key hashes into this interval of [0, 1).
