@@ -55,13 +55,9 @@ def _odd_labels(splits: Mapping[Split, ImageDataset]) -> list[str]:
     if not strange:
         return []
     name, split = next(iter(strange.items()))
-    return [
-        shorten(
-            f"{train.name} has no image of {len(strange)} classes that {split} has, such as "
-            f"{name}; are they spelled alike?",
-            MAX_NOTE,
-        )
-    ]
+    more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+    line = f"{train.name} has no image of class {name}{more}, but {split} has; is it spelled alike?"
+    return [shorten(line, MAX_NOTE)]
 
 
 def _equal_images(splits: Mapping[Split, ImageDataset]) -> list[str]:
