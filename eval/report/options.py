@@ -64,8 +64,8 @@ def add_split(parser: Parser, whose: str, default: str) -> None:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help=f"{whose} (default: {default}; of other images than were trained on, all where they "
-        "have no splits)",
+        help=f"{whose} (default: {default}; data without splits that the model has not seen count "
+        "whole)",
     )
 
 

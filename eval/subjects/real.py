@@ -45,7 +45,7 @@ class RealImages:
             return "train"
         split = default if asked is None else asked
         if split not in self.splits:
-            known = " and ".join(self.splits)
+            known = " and ".join(known for known in SPLITS if known in self.splits)
             raise UserError(
                 f"--split {split}: {self.path} has no {split} images, only {known}; give one of "
                 "these"
