@@ -79,12 +79,20 @@ def class_depths(
         UserError: The folders are no classes: they hold splits, or masks beside pictures.
     """
     lone = {split: _lone(folders) for split, folders in by_split.items()}
-    flat = {split for split, folders in by_split.items() if set(folders) == {()}}
-    common = min((len(names) for split, names in lone.items() if split not in flat), default=0)
-    depths = {split: 0 if split in flat else common for split in by_split}
+    flat = {split for split, folders in by_split.items() if _is_flat(lone[split], folders)}
+    common = min((len(names) for split, names in lone.items() if split not in flat), default=None)
+    depths = {
+        split: len(names) if split in flat or common is None else common
+        for split, names in lone.items()
+    }
     for split, folders in by_split.items():
-        _check_classes("/".join((place, *lone[split][:common])), folders, depths[split])
+        _check_classes("/".join((place, *lone[split][: depths[split]])), folders, depths[split])
     return depths
+
+
+def _is_flat(lone: Folders, folders: Collection[Folders]) -> bool:
+    """Whether all images lie in one folder that is no class by its name: ``val/images``."""
+    return set(folders) == {lone} and (not lone or lone[-1].lower() in _PICTURES)
 
 
 def levels(place: str, folders: Collection[Folders]) -> tuple[Folders | None, set[Folders]]:

@@ -50,6 +50,12 @@ def told(paths: str) -> str:
         ),
         # Classes in train alone, as ImageNet comes: val is flat.
         ("train/cat/a train/dog/b val/c", "train:cat:cat/a train:dog:dog/b val::c"),
+        # As Tiny ImageNet: a folder of pictures in each class, and one in val for all.
+        (
+            "train/cat/images/a train/dog/images/b val/images/c",
+            "train:cat:cat/images/a train:dog:dog/images/b val::images/c",
+        ),
+        ("train/cat/a train/dog/b test/cat/c", "test:cat:cat/c train:cat:cat/a train:dog:dog/b"),
         # What puts a class called train right: one folder named train around all.
         (
             "train/bus/a train/car/b train/train/c",
