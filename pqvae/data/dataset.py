@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pqvae.console import say
 from pqvae.data.config import NAMED, DataConfig
-from pqvae.data.decoding import DecodedOnDemand, decode_all
+from pqvae.data.decoding import REREAD, DecodedOnDemand, decode_all
 from pqvae.data.sample import SPLITS, Listing, Sample, Split
 from pqvae.data.sources import SOURCES
 from pqvae.data.splits import carve
@@ -70,7 +70,7 @@ class ImageDataset:
             self.digests = tuple(digests)
         else:
             self._images = DecodedOnDemand(name, samples, image_size)
-            digests = [str(sample.size) for sample in samples]
+            digests = [f"{sample.size}{REREAD}" for sample in samples]
         self.keys = tuple(sample.key for sample in samples)
         indices = {class_name: index for index, class_name in enumerate(class_names)}
         self.labels = None
@@ -80,14 +80,24 @@ class ImageDataset:
             f"{sample.key}\0{digest}\0{indices.get(sample.label or '')}\0{sample.label}"
             for sample, digest in zip(samples, digests, strict=True)
         ]
-        text = "\n".join(lines).encode("utf-8", "surrogateescape")
-        self.content_hash = hashlib.sha256(text).hexdigest()
+        self.content_hash = _hash(lines)
+        self._earlier_hash = _hash([line.replace(f"{REREAD}\0", "\0", 1) for line in lines])
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def matches(self, content_hash: str) -> bool:
-        """Whether a recorded hash of the content is this one's."""
+        """Whether a recorded hash of the content is this one's.
+
+        That of an earlier version is, too, which decoded JPEGs at reduced size; then it is said
+        that the images read differently now.
+        """
+        if content_hash == self._earlier_hash != self.content_hash:
+            say(
+                f"{self.name}: recorded by an earlier version, which decoded JPEGs less exactly; "
+                "they read a little differently now, and so may figures"
+            )
+            return True
         return content_hash == self.content_hash
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
@@ -107,6 +117,10 @@ class ImageDataset:
             UserError: Over 1% of the images have turned out damaged, or all of a class.
         """
         return self._images[torch.as_tensor(indices, dtype=torch.int64)]
+
+
+def _hash(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_splits(config: DataConfig, splits: Sequence[Split] = SPLITS) -> dict[Split, ImageDataset]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pqvae.data.dataset
 from pqvae.config import config_from_dict
@@ -240,6 +241,29 @@ def test_the_content_hash_follows_content_and_nothing_else(tmp_path: Path) -> No
         content_hash({**files, "train/b/2.png": picture(2)}),
     ]
     assert len({same, *others}) == 6
+
+
+def test_a_hash_of_an_earlier_version_is_known_and_said_where_jpegs_read_differently_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.open(io.BytesIO(picture(0)))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG")
+    for name, data in (("jpeg", jpeg.getvalue()), ("png", picture(0))):
+        write_folder(tmp_path / name, {f"{split}/0": data for split in SPLITS})
+        digest = hashlib.sha256(data).hexdigest()
+        earlier = hashlib.sha256(f"image_size {SIZE}\n0\0{digest}\0None\0None".encode()).hexdigest()
+        dataset = open_split(tmp_path / name)
+        assert (dataset.content_hash == earlier) == (name == "png")
+        assert dataset.matches(earlier)
+        assert dataset.matches(dataset.content_hash)
+        assert not dataset.matches(digest)
+        said = capsys.readouterr().err
+        assert said.count("decoded JPEGs less exactly") == (name == "jpeg")
+    monkeypatch.setattr(pqvae.data.dataset, "IN_MEMORY_BYTES", 0)
+    size = len(jpeg.getvalue())
+    earlier = hashlib.sha256(f"image_size {SIZE}\n0\0{size}\0None\0None".encode()).hexdigest()
+    assert open_split(tmp_path / "jpeg").matches(earlier)
 
 
 def test_neither_the_order_in_a_shard_nor_its_name_matters_but_its_labels_do(
