@@ -4,9 +4,9 @@
     python benchmarks/reading.py --n 1000 --pixels 640 --size 64
 
 Makes N JPEGs with texture at every scale, and reads them in threads, as a data set does: by
-``decode_image``, and as it was done once, where JPEG decodes right to about the size that is wanted.
-The two take turns, a part of the files at a time. The ratio is what counts, as seconds differ
-between machines; below it, how near either comes to the same picture decoded whole, as from a PNG.
+``decode_image``, and as it did once, where JPEG decodes to the next size above the one wanted. The
+two take turns, a part of the files at a time. The ratio is what counts, as seconds differ between
+machines; beside it, how near either comes to the same pixels in a PNG.
 """
 
 import io
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, decode in WAYS.items():
         found = torch.stack([decode(data, args.size) for data in compared])
         least = float(psnr(found, whole).min())
-        print(f"{name:<20} {seconds[name]:7.1f} s   at least {least:.1f} dB to the whole picture")
+        print(f"{name:<20} {seconds[name]:7.1f} s   at least {least:.1f} dB to the same PNG")
     print(f"ratio {seconds['decode_image'] / seconds['at the lowest size']:.3f}")
 
 

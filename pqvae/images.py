@@ -37,16 +37,16 @@ EXTENSIONS = frozenset(
     if name in (*FORMATS, "MPO")
 )
 # Pictures by their name, which are not read.
-UNREAD_EXTENSIONS = frozenset(
-    "heic heif hif avif avifs jxl jxr wdp jp2 j2k webp svg svgz psd psb xcf kra eps ps ai pdf wmf "
-    "emf exr hdr dng cr2 cr3 crw nef nrw arw sr2 srf orf rw2 raf pef srw x3f raw 3fr fff iiq kdc "
-    "dcr mrw erf rwl fits fit djvu cur xbm xpm".split()
+UNREAD_EXTENSIONS = (
+    frozenset("heic heif hif jxl jxr wdp svg svgz psd psb xcf kra eps ps ai pdf wmf emf".split())
+    | frozenset("exr hdr dng cr2 cr3 crw nef nrw arw sr2 srf orf rw2 raf pef srw x3f 3fr".split())
+    | frozenset("iiq kdc dcr mrw erf rwl fits djvu cur xbm xpm webp avif avifs jp2 j2k".split())
 ) - EXTENSIONS
 SNIFFED_BYTES = 4096  # of a file, by which ``is_image_data`` knows it
 # Formats of which the first bytes say too little: their whole header is to be right.
-_WEAK = ("BMP", "PPM", "ICO", "SGI", "PCX", "TGA")
+_WEAK = ("BMP", "PPM", "SGI", "PCX", "TGA")
 CAPTION_HEIGHT = 16
-# Times its size in the end, that a JPEG is decoded at: then resized, it is right to 52 dB and more.
+# Times its size in the end, that a JPEG is decoded at: then resized, it is right to 50 dB and more.
 DRAFTED = 3  # also how far Lanczos reaches, in pixels of the end
 
 # What Pillow warns of concerns no user of a data set: it is mended here, or an ImageError.
@@ -77,10 +77,11 @@ def is_image_data(head: bytes) -> bool:
 
 
 def decode_image(data: bytes, size: int) -> Tensor:
-    """Decode a picture to uint8 (3, size, size): sRGB, over white, centre-cropped, resized, upright.
+    """Decode a picture to uint8 (3, size, size): sRGB, over white, cropped, resized, upright.
 
     Args:
-        data: The bytes of an image file in one of ``FORMATS``; the first frame counts.
+        data: The bytes of an image file in one of ``FORMATS``; the first frame counts, and of it
+            the central square.
         size: Height and width of the result, in pixels.
 
     Raises:
@@ -118,7 +119,7 @@ def _decode(data: bytes, size: int) -> Image.Image:
     width, height = image.width / scale, image.height / scale
     if scale > 1:  # JPEG decodes at a lower size then
         image.draft(None, (int(width), int(height)))
-    rawmode = image.tile[0].args if image.format == "PNG" else ""
+    rawmode = str(image.tile[0].args) if image.format == "PNG" else ""
     image.decodermaxblock = len(bare)  # in one piece, of which nothing is decoded twice
     image.load()
     if scale == 1:  # ICO knows its size only now
@@ -152,8 +153,8 @@ def _check_size(image: Image.Image) -> None:
 def _draft_scale(image: Image.Image, size: int) -> int:
     """By how much a JPEG may be decoded smaller: pixels come out as if it had not been.
 
-    Its blocks reach beyond borders, where anything may be; so only what divides a side whose borders
-    count, and leaves Lanczos enough to do.
+    Its blocks reach beyond borders, where anything may be; so only by what divides a side whose
+    borders count, and leaves Lanczos enough to do.
     """
     short, long = sorted(image.size)
     reach = DRAFTED * short / size + 8  # pixels beyond the square that it is cut to

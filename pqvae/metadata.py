@@ -10,12 +10,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image
-
 MAX_EXPANDED = 4 << 20  # bytes that a compressed block may grow to; profiles are up to 3 MB
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED = {0xE0, 0xEE}  # of JPEG's APP0 to APP15: how colours are coded (JFIF, Adobe)
 _COMMENT, _START_OF_SCAN = 0xFE, 0xDA
+_ORIENTATION, _NUMBERS = 0x0112, {1: "B", 3: "H", 4: "I"}  # of EXIF: a tag, and types by number
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
@@ -30,15 +29,27 @@ class Metadata:
     @property
     def orientation(self) -> int:
         """By EXIF, else by XMP: 1 to 8, where 1 is upright; 1 if neither can be read."""
-        exif = Image.Exif()
-        try:
-            exif.load(self.exif)
-            value = exif.get(ExifTags.Base.Orientation)
-        except Exception:  # Pillow raises nearly anything on damaged blocks
-            value = None
-        if value is None and (found := _XMP_ORIENTATION.search(self.xmp)):
-            value = int(found[1])
-        return value if isinstance(value, int) else 1
+        if (value := _orientation_in_exif(self.exif.removeprefix(b"Exif\0\0"))) is not None:
+            return value
+        found = _XMP_ORIENTATION.search(self.xmp)
+        return int(found[1]) if found else 1
+
+
+def _orientation_in_exif(block: bytes) -> int | None:
+    """The value, whatever else in the block is damaged: Pillow would stop at the first such."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", block, at)
+            if tag == _ORIENTATION and kind in _NUMBERS:
+                return struct.unpack_from(order + _NUMBERS[kind], block, at + 8)[0]
+    except struct.error:  # cut short
+        pass
+    return None
 
 
 def split_file(data: bytes) -> tuple[bytes, Metadata]:
@@ -51,7 +62,8 @@ def split_file(data: bytes) -> tuple[bytes, Metadata]:
 
 
 def _split_jpeg(data: bytes) -> tuple[bytes, Metadata]:
-    view, kept, begin, exif, xmp = memoryview(data), [], 0, b"", b""
+    view, begin, exif, xmp = memoryview(data), 0, b"", b""
+    kept: list[bytes | memoryview] = []
     profile: dict[int, bytes] = {}  # its parts by number
     for marker, start, end in _segments(data):
         if marker != _COMMENT and (not 0xE0 <= marker <= 0xEF or marker in _NEEDED):
@@ -86,7 +98,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _split_png(data: bytes) -> tuple[bytes, Metadata]:
-    view, kept, found, at = memoryview(data), [_PNG], {}, len(_PNG)
+    view, at = memoryview(data), len(_PNG)
+    kept: list[bytes | memoryview] = [_PNG]
+    found: dict[bytes, bytes] = {}
     while at + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
