@@ -32,6 +32,9 @@ def told(paths: str) -> str:
         ("pets/cat/a pets/dog/b", "train:cat:pets/cat/a train:dog:pets/dog/b"),
         ("x/y/cat/a x/y/dog/b", "train:cat:x/y/cat/a train:dog:x/y/dog/b"),
         ("images/a images/b", "train::images/a train::images/b"),
+        # Only side by side are they pictures and targets.
+        ("images/a cat/b", "train:cat:cat/b train:images:images/a"),
+        ("masks/a cat/b", "train:cat:cat/b train:masks:masks/a"),
         # Splits, above classes or not, below a lone folder or not.
         ("train/a test/b", "test::b train::a"),
         ("Training/cat/a Testing/cat/b", "test::cat/b train::cat/a"),
