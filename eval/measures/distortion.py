@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from eval.networks import lite0
-from eval.networks.lite0 import Lite0
 from eval.subjects.selection import Selection
 from eval.subjects.tokenized import decode
+from pqvae import lite0
 from pqvae.data.batches import map_images
 from pqvae.errors import UserError
 from pqvae.images import to_float
@@ -19,8 +17,6 @@ from stage1_tokenizer import Tokenizer
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels, of the Gaussian in the window
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-BLOCKS = (0, 2, 4, 10, 15)  # of lite0, beside its stem: one or two from each resolution
-LEAST_SIDE = 64  # pixels; of smaller images the last blocks would see a single position
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # of images and originals uint8 (B, 3, H, W): (B,)
 
@@ -97,50 +93,12 @@ def _blur(x: Tensor) -> Tensor:
     return x
 
 
-def lite0_distance(network: Lite0, images: Tensor, originals: Tensor) -> Tensor:
-    """Perceptual distance by EfficientNet-Lite0, 0 for equal images.
-
-    In the form of LPIPS (Zhang et al., "The unreasonable effectiveness of deep features as a
-    perceptual metric", 2018), but of another network and without learned weights, so no LPIPS:
-    features of the stem and of blocks 0, 2, 4, 10 and 15 are brought to unit length over the
-    channels; squared differences are summed over the channels, averaged over positions and layers.
-
-    Args:
-        network: Runs where its parameters are.
-        images: (B, 3, H, W), uint8, or float in [0, 255]; gradients flow to these. Images below
-            64 pixels are enlarged to 64 first.
-        originals: As ``images``.
-
-    Returns:
-        float32 (B,) in [0, 4].
-    """
-    distances = [
-        (first - second).square().sum(1).mean((1, 2))
-        for first, second in zip(
-            _unit_layers(network, images), _unit_layers(network, originals), strict=True
-        )
-    ]
-    return torch.stack(distances).mean(0)
-
-
 def distance_facts() -> dict[str, Any]:
     """What a report must say of the perceptual distance."""
     return {
         "network": "efficientnet-lite0",
-        "stem_and_blocks": BLOCKS,
-        "enlarged_to_at_least": LEAST_SIDE,
+        "stem_and_blocks": lite0.DISTANCE_BLOCKS,
+        "enlarged_to_at_least": lite0.LEAST_SIDE,
         "weights": f"{lite0.PACKAGE} {lite0.PACKAGE_VERSION}",
         "sha256": lite0.WEIGHTS_SHA256,
     }
-
-
-def _unit_layers(network: Lite0, images: Tensor) -> list[Tensor]:
-    images = images.to(next(network.parameters()).device).float()
-    scale = LEAST_SIDE / min(images.shape[2:])
-    if scale > 1:
-        size = [round(scale * side) for side in images.shape[2:]]
-        images = F.interpolate(images, size, mode="bilinear")
-    # TF32, the default of convolutions on GPUs, moves the features in the third digit.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        stem, *blocks = network.layers(images)
-    return [F.normalize(layer, dim=1) for layer in (stem, *(blocks[i] for i in BLOCKS))]

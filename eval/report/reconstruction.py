@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.measures.distortion import Measure, distance_facts, lite0_distance, measure, ssim
+from eval.measures.distortion import Measure, distance_facts, measure, ssim
 from eval.measures.metrics import score_name
 from eval.measures.statistics import frechet_distance, statistics_of
 from eval.networks.extractor import FeatureExtractor, open_extractor
-from eval.networks.lite0 import Lite0
-from eval.networks.lite0 import load_network as load_lite0
 from eval.report.options import Request
 from eval.report.plot import NO_PLOT, Panel, save_plot
 from eval.report.report import Column, format_report, make_report, write_report
@@ -28,6 +26,8 @@ from eval.subjects.tokenized import (
 )
 from pqvae.errors import UserError
 from pqvae.images import psnr
+from pqvae.lite0 import Lite0, lite0_distance
+from pqvae.lite0 import load_network as load_lite0
 from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid, save_prefix_grid

@@ -25,12 +25,12 @@ from eval.measures.near_copies import (
 )
 from eval.measures.rates import position_bits
 from eval.memorization import main
-from eval.networks import lite0
 from eval.networks.extractor import FeatureExtractor
 from eval.networks.features import FeatureNetwork
 from eval.report.memorization import save_pairs
 from eval.subjects.samples import Samples
 from eval.subjects.selection import Selection, asked_subset, subset
+from pqvae import lite0
 from pqvae.data import batches
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset

@@ -11,18 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.measures.distortion import lite0_distance, measure, ssim
+from eval.measures.distortion import measure, ssim
 from eval.measures.statistics import Statistics, frechet_distance, statistics_of
-from eval.networks import NETWORKS, lite0
+from eval.networks import NETWORKS
 from eval.networks.features import FeatureNetwork, Features
 from eval.reconstruction import main
 from eval.report.reconstruction import picture_rows
 from eval.subjects.selection import Selection
 from eval.subjects.tokenized import Reconstructions
+from pqvae import lite0
 from pqvae.data import batches
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset
 from pqvae.images import psnr
+from pqvae.lite0 import lite0_distance
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import reconstruct
 

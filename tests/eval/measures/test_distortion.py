@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.measures.distortion import BLOCKS, lite0_distance, ssim
-from eval.networks import lite0
-from eval.networks.lite0 import Lite0, load_network
+from eval.measures.distortion import ssim
+from pqvae import lite0
 from pqvae.errors import UserError
 from pqvae.images import decode_image, to_uint8
+from pqvae.lite0 import DISTANCE_BLOCKS, Lite0, lite0_distance, load_network
 
 needs_lite0 = pytest.mark.skipif(
     lite0.installed_weights() is None, reason=f"{lite0.PACKAGE} is not installed"
@@ -89,7 +89,7 @@ def slow_distance(network: Lite0, first: Tensor, second: Tensor) -> float:
     """The mean over layers of the mean over places of |a / |a| - b / |b||^2; both (1, 3, H, W)."""
     sides = [network.layers(images) for images in (first, second)]
     distances = []
-    for index in (0, *(1 + block for block in BLOCKS)):
+    for index in (0, *(1 + block for block in DISTANCE_BLOCKS)):
         a, b = (layers[index][0] for layers in sides)
         places = [(y, x) for y in range(a.shape[1]) for x in range(a.shape[2])]
         of_places = [
@@ -119,7 +119,7 @@ def test_lite0_distance_sees_small_images_enlarged(random_network: Lite0) -> Non
         for images in (small, others)
     ]
     found = lite0_distance(random_network, small, others)
-    torch.testing.assert_close(found, lite0_distance(random_network, *enlarged))
+    torch.testing.assert_close(found, lite0_distance(random_network, enlarged[0], enlarged[1]))
     alone = lite0_distance(random_network, small[1:], others[1:])
     torch.testing.assert_close(alone, found[1:], atol=1e-5, rtol=1e-5)
 

@@ -18,8 +18,8 @@ from eval.networks.extractor import FeatureExtractor
 from eval.networks.features import Features
 from eval.networks.inception import build_network, find_weights, load, read_weights
 from eval.networks.trunk import read_trunk
-from eval.networks.weights import DownloadError, tensors_digest
 from pqvae.errors import UserError
+from pqvae.weights import DownloadError, tensors_digest
 
 TRUNK = trunk.installed_trunk()
 needs_trunk = pytest.mark.skipif(TRUNK is None, reason=f"{trunk.PACKAGE} is not installed")

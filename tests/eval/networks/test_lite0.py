@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.networks import lite0
-from eval.networks.lite0 import Lite0, SameConv2d, load, load_network, read_weights
+from eval.networks.lite0 import load
+from pqvae import lite0
 from pqvae.errors import UserError
 from pqvae.images import decode_image
+from pqvae.lite0 import Lite0, SameConv2d, load_network, read_weights
 
 WEIGHTS = lite0.installed_weights()
 needs_lite0 = pytest.mark.skipif(WEIGHTS is None, reason=f"{lite0.PACKAGE} is not installed")

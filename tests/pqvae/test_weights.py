@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.networks import inception, weights
+from eval.networks import inception
 from eval.networks.inception import download_weights
-from eval.networks.weights import DownloadError, download
+from pqvae import weights
+from pqvae.weights import DownloadError, download
 
 HEAD = "6726825d"
 
