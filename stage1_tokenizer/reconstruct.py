@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"--out {args.out}: must end in .png, as it becomes a PNG")
+    for image in args.images:
+        if args.out.exists() and image.exists() and args.out.samefile(image):
+            raise UserError(f"--out {args.out}: is the picture {image} itself; give another name")
     if not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
 

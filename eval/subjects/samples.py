@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pqvae.cli import next_command
 from pqvae.config import config_from_dict
 from pqvae.data.config import DataConfig
 from pqvae.data.sample import Sample
 from pqvae.data.shard_index import list_shards
 from pqvae.errors import UserError
 from pqvae.images import FORMATS, ImageError, decode_image
+from pqvae.pretrained import require_path
 from sampling.folder import RECORD, image_path, read_record
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -62,8 +64,9 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
     if path.suffix == ".npz":
         return _open_array(path, n)
     if not path.is_dir() and path.suffix != ".tar":
+        fills = next_command("sampling.generate", "--n", "10000", "--out", path)
         raise UserError(
-            f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
+            f"{path}: no such folder; `{fills}` "
             "fills it, or name a folder of PNG or JPEG files, of shards, or an .npz file"
         )
     record = read_record(path)
@@ -100,6 +103,8 @@ def reference_config(samples: Samples, path: str | None) -> DataConfig:
         raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
     if path is None and not data:
         raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
+    if path is None and isinstance(data.get("path"), str):
+        require_path(data["path"], f"the images that {record} names", "--reference DATA")
     if path is not None and data.get("path") != path:
         data = {"path": path, "image_size": samples.image_size}
     config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
