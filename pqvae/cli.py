@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from pqvae import distributed
 from pqvae.config import FORM, load_config, parse_config_arguments
 from pqvae.config_help import describe_keys, format_keys
-from pqvae.errors import UserError
+from pqvae.errors import UserError, is_out_of_memory
 from pqvae.signals import Stopped, StopRequest
 
 _DIGITS = 30  # of a number at most: Python itself refuses to read thousands
@@ -34,10 +34,6 @@ _MACHINE_ERRORS = {
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "the name is too long",
 }
-# What torch says of a CPU or GPU; a lack that Python or numpy meets is a MemoryError.
-_OUT_OF_MEMORY = re.compile(
-    "out of memory|not enough memory|can't allocate memory|std::bad_alloc|ALLOC_FAILED", re.I
-)
 _ASKED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|[KMGT]iB)")
 
 if TYPE_CHECKING:
@@ -92,9 +88,7 @@ def _mendable(error: Exception, saves_memory: str) -> str | None:
     """One line on an error of the machine that a user can mend; None for any other."""
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return f"{error.filename or 'output'}: {_MACHINE_ERRORS[error.errno]}"
-    of_torch = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
-    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if not (of_torch or of_system or isinstance(error, MemoryError)):
+    if not is_out_of_memory(error):
         return None
     asked = _ASKED.search(str(error))
     size = f" for {asked[1]} {asked[2]} more" if asked else ""

@@ -40,8 +40,8 @@ T = TypeVar("T", bound="DataclassInstance")
 
 FORM = "[file.yaml] [key=value ...]"
 COMMAND_LINE = "command line"
-# In Annotated: a run stays the same run, whatever this field's value; or as long as what lies at the
-# place that it names is the same by its hash.
+# In Annotated: a run stays the same run, whatever this field's value; or as long as what lies at
+# the place that it names is the same by its hash.
 HARMLESS, PLACE = "harmless", "place"
 
 _Layer = tuple[str, Any]  # source, values

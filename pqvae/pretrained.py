@@ -129,7 +129,9 @@ def provenance_of(data: DataConfig, content_hash: str) -> dict[str, Any]:
         data: Where the images are, and how they are augmented.
         content_hash: Of the train split.
     """
-    decisive = {field.name for field in dataclasses.fields(data)} - marked_keys([HARMLESS], DataConfig)
+    decisive = {field.name for field in dataclasses.fields(data)} - marked_keys(
+        [HARMLESS], DataConfig
+    )
     values = {key: value for key, value in config_to_dict(data).items() if key in decisive}
     return {"data": values, "data_hash": content_hash}
 

@@ -57,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the images go (default: %(default)s)",
     )
-    add("--seed", type=whole_number(0, 2**63 - 1), default=0, help="image i is a function of it (default: 0)")
+    add(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        default=0,
+        help="image i is a function of it (default: 0)",
+    )
     add(
         "--class",
         dest="class_name",

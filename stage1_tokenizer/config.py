@@ -83,9 +83,7 @@ class ResidualConfig(QuantizerConfig):
     """The progressive quantizer."""
 
     kind: Literal["residual"] = Field(default="residual", description="nearest entries, subtracted")
-    num_codes: int = Field(
-        default=32, ge=1, le=MOST_CODES, description="N: codes of one image"
-    )
+    num_codes: int = Field(default=32, ge=1, le=MOST_CODES, description="N: codes of one image")
     codebook_sizes: tuple[BookSize, ...] = Field(
         default=(256,),
         description="K_i: one for all, one for the learned and one for the shared, or one for each",
@@ -156,9 +154,7 @@ class GumbelConfig(QuantizerConfig):
     kind: Literal["gumbel"] = Field(
         default="gumbel", description="random codes, entries by gradient"
     )
-    num_codes: int = Field(
-        default=32, ge=1, le=MOST_CODES, description="N: codes of one image"
-    )
+    num_codes: int = Field(default=32, ge=1, le=MOST_CODES, description="N: codes of one image")
     codebook_sizes: tuple[BookSize, ...] = Field(
         default=(256,), description="K_i: one for all, or one for each"
     )

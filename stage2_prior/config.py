@@ -12,9 +12,7 @@ from pqvae.training.config import TrainerConfig
 class PriorConfig:
     width: int = Field(default=192, ge=32, le=16384, description="of the transformer")
     depth: int = Field(default=4, ge=1, le=512, description="transformer layers")
-    heads: int = Field(
-        default=3, ge=1, le=512, description="of attention; each at least 32 wide"
-    )
+    heads: int = Field(default=3, ge=1, le=512, description="of attention; each at least 32 wide")
     dropout: float = Field(
         default=0.0,
         ge=0,
@@ -28,7 +26,10 @@ class PriorConfig:
         description="share of images trained without their class, for guidance",
     )
     code_features: int = Field(
-        default=128, ge=1, le=2**16, description="dimensions of the latent that the prior sees of each code"
+        default=128,
+        ge=1,
+        le=2**16,
+        description="dimensions of the latent that the prior sees of each code",
     )
 
     def __post_init__(self) -> None:

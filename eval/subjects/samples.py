@@ -17,7 +17,7 @@ from pqvae.config import config_from_dict
 from pqvae.data.config import DataConfig
 from pqvae.data.sample import Sample
 from pqvae.data.shard_index import list_shards
-from pqvae.errors import UserError
+from pqvae.errors import UserError, is_out_of_memory
 from pqvae.images import FORMATS, ImageError, decode_image
 from pqvae.pretrained import require_path
 from sampling.folder import RECORD, image_path, read_record
@@ -141,6 +141,8 @@ def _open_array(path: Path, n: int | None) -> Samples:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: not an .npz file of images, or damaged") from error
     shape = arrays[0].shape if arrays else ()
     if not (

@@ -227,7 +227,10 @@ def test_a_larger_n_extends_and_a_smaller_one_is_refused(
     assert record_of(folder)["n"] == 9
     capsys.readouterr()
     assert generate(4) == 2
-    assert "holds 9 samples already; python -m eval.fid --n 4" in capsys.readouterr().err
+    assert "holds 9 samples already; python -m eval.fid --samples " in (
+        error := capsys.readouterr().err
+    )
+    assert " --n 4 scores the first 4 of them" in error
     assert pictures(folder) == extended
     folder.rename(tmp_path / "extended")
     assert generate(9) == 0
