@@ -98,9 +98,13 @@ class TokenizerTask:
         patches = [self.images(step) for step in range(-(-PATCH_IMAGES // size))]
         self.tokenizer.init_from_images(torch.cat(patches).to(device))
         count = -(-max(START_IMAGES, 2 * max(self.quantizer.sizes)) // size)
-        batches = (self.images(step).to(device) for step in range(count))
+        pieces = distributed.world_size() * self.config.trainer.accumulate
+        # In the pieces of a step: of more at once the activations may not fit.
+        parts = torch.arange(size).tensor_split(pieces)
+        bounds = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+        batches = (self.images(step, part) for step in range(count) for part in bounds)
         with torch.inference_mode():
-            encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
+            encoded = torch.cat([self.tokenizer.encoder(batch.to(device)) for batch in batches])
         self.quantizer.start(encoded.clone(), self.generator(Stream.START, 0))
 
     def generator(self, stream: Stream, step: int) -> torch.Generator:

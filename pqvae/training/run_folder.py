@@ -34,13 +34,13 @@ def open_run(config: C, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _opened_run(config: C, folder: Path) -> Iterator[None]:
     path = folder / "config.yaml"
+    before = None  # the config of what has been saved of this run
     if path.exists():
-        _check_same_run(config, path)
+        before = _check_same_run(config, path)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another one (out=...)")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        before = path.read_text(encoding="utf-8") if path.exists() else None
         _write(path, config_to_yaml(config))
         try:
             yield
@@ -50,8 +50,9 @@ def _opened_run(config: C, folder: Path) -> Iterator[None]:
             raise
 
 
-def _check_same_run(config: "DataclassInstance", path: Path) -> None:
-    folder = path.parent
+def _check_same_run(config: "DataclassInstance", path: Path) -> str | None:
+    """What the run's config.yaml says; None where nothing has been saved of the run."""
+    folder, text = path.parent, path.read_bytes()
     try:
         before = load_config(type(config), path, [])
     except UserError as error:  # as another version wrote it, or damaged
@@ -63,11 +64,12 @@ def _check_same_run(config: "DataclassInstance", path: Path) -> None:
     changed = identity_changes(before, config, (HARMLESS, PLACE) if resumable else (HARMLESS,))
     kept = resumable or (folder / "model").exists()
     # A file that is not just as a run writes it is the user's own.
-    if changed and (kept or path.read_text(encoding="utf-8") != config_to_yaml(before)):
+    if changed and (kept or text != config_to_yaml(before).encode()):
         raise UserError(
             f"{folder} holds a run with another {', '.join(changed)}; "
             "choose another folder (out=...) or remove it"
         )
+    return text.decode() if kept else None
 
 
 def _write(path: Path, text: str) -> None:

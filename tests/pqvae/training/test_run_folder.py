@@ -106,6 +106,9 @@ def test_a_run_of_which_nothing_is_saved_gives_way_to_the_next_try(tmp_path: Pat
     with pytest.raises(CutError), open_run(RunConfig(size=5), tmp_path):
         raise CutError
     corrected = RunConfig(size=4)
+    with pytest.raises(UserError, match="not finite"), open_run(corrected, tmp_path):
+        save_something(tmp_path)
+        raise UserError("not finite")
     enter(corrected, tmp_path)
     assert load_config(RunConfig, tmp_path / "config.yaml", []) == corrected
 
