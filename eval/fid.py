@@ -12,6 +12,7 @@ from eval.report.options import (
     add_extractor,
     add_report,
     add_samples,
+    add_split,
     report_of_samples,
     request,
 )
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "eval.fid",
-        "Score generated images against the train split, and the test split beside them.",
+        "Score generated images against real ones, and held-out real images beside them.",
         EXAMPLES,
     )
     add = parser.add_argument
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="emoji, cifar10, a folder or a glob of shards, or an .npz file of mu and sigma "
         "(default: the tokenizer's own data)",
     )
+    add_split(parser, "of the reference", "train")
     add(
         "--export-reference",
         type=Path,

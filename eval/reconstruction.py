@@ -14,13 +14,12 @@ from eval.report.options import (
     add_data,
     add_extractor,
     add_report,
+    add_split,
     add_tokenizer,
     request,
 )
 from pqvae.cli import Parser, command, positive_int
 from pqvae.errors import UserError
-
-SPLITS = ("train", "val", "test")
 
 EXAMPLES = """\
   python -m eval.reconstruction
@@ -51,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_tokenizer(parser)
     add_data(parser)
-    add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    add_split(parser, "of the data", "test")
     add("--n", type=positive_int, metavar="N", help="a fixed random subset of N images")
     about = (
         "network of rFID: inception, several times slower, or lite0, whose column is rfd_lite0, no "

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import functools
-import io
 import os
 import re
 import reprlib
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 from pqvae import distributed
 from pqvae.config import FORM, load_config, parse_config_arguments
 from pqvae.config_help import describe_keys, format_keys
+from pqvae.console import accept_all_text
 from pqvae.errors import UserError, is_out_of_memory
 from pqvae.signals import Stopped, StopRequest
 
@@ -56,12 +56,11 @@ def command(main: Callable[[Sequence[str] | None], None], saves_memory: str = ""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a name must not end a finished work
-            sys.stdout.reconfigure(errors="backslashreplace")
+        accept_all_text()
         try:
             with StopRequest(hold_back=False):
                 main(argv)
-            if sys.stdout is not None:  # closed by the shell
+            if sys.stdout is not None:  # as where it was closed from the start
                 sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

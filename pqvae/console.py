@@ -1,6 +1,8 @@
 """What a person reads while a command works: lines and bars on stderr."""
 
+import codecs
 import contextlib
+import io
 import sys
 import time
 
@@ -9,6 +11,26 @@ from tqdm import tqdm
 from pqvae import distributed
 
 SECONDS_BETWEEN_LINES = 15
+PLAIN = {"±": "+-"}  # how what our own texts hold is written where it cannot be
+
+
+def accept_all_text() -> None:
+    """Let stdout and stderr print any text: what their encoding lacks, in plain characters.
+
+    So a table that took an hour is not lost to an ASCII terminal, nor to an odd name of a file.
+    """
+    codecs.register_error("plain", _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where closed; a notebook has its own
+            stream.reconfigure(errors="plain")
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text)
+    return "".join(plain), error.end
 
 
 def format_seconds(seconds: float) -> str:

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Bad input. One line: the file, key or value; what is wrong; what would be right."""
 
 
+class ImageError(ValueError):
+    """A file that is not a usable image; the message says why, in a few words."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the machine or of a GPU does not suffice."""
     if isinstance(error, OSError):

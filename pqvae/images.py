@@ -1,66 +1,174 @@
 """The only place where pixels change form: files, uint8 (B, 3, H, W), float32 in [-1, 1], grids."""
 
 import io
+import logging
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFile
 from torch import Tensor
 
+from pqvae.colours import keyed_alpha, to_rgb
+from pqvae.errors import ImageError
 from pqvae.files import atomic_path
+from pqvae.metadata import Metadata, split_file
 
 # A picture above this is a decompression bomb, or at least not what anybody meant to train on.
 MAX_PIXELS = 100_000_000
+Image.init()  # makes all formats known
 # Named, as Pillow would otherwise also run Ghostscript on a file that turns out to be PostScript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Those whose library this Pillow has. TGA comes last: any file may be one.
+FORMATS = tuple(
+    name
+    for name in (
+        *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM"),
+        *("QOI", "DDS", "ICO", "ICNS", "SGI", "PCX", "TGA"),
+    )
+    if name in Image.OPEN
+)
+# Lower case, without a dot; Pillow opens the MPO of phones as JPEG.
+EXTENSIONS = frozenset(
+    extension.removeprefix(".")
+    for extension, name in Image.EXTENSION.items()
+    if name in (*FORMATS, "MPO")
+)
+# Pictures by their name, which are not read.
+UNREAD_EXTENSIONS = (
+    frozenset("heic heif hif jxl jxr wdp svg svgz psd psb xcf kra eps ps ai pdf wmf emf".split())
+    | frozenset("exr hdr dng cr2 cr3 crw nef nrw arw sr2 srf orf rw2 raf pef srw x3f 3fr".split())
+    | frozenset("iiq kdc dcr mrw erf rwl fits djvu cur xbm xpm webp avif avifs jp2 j2k".split())
+) - EXTENSIONS
+SNIFFED_BYTES = 4096  # of a file, by which ``is_image_data`` knows it
+# Formats of which the first bytes say too little: their whole header is to be right.
+_WEAK = ("BMP", "PPM", "SGI", "PCX", "TGA")
 CAPTION_HEIGHT = 16
+# Times its size in the end, that a JPEG is decoded at: then resized, it is right to 50 dB and more.
+DRAFTED = 3  # also how far Lanczos reaches, in pixels of the end
+
+# What Pillow warns of concerns no user of a data set: it is mended here, or an ImageError.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class ImageError(ValueError):
-    """A file that is not a usable image; the message says why, in a few words."""
+def is_image_data(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is in one of ``FORMATS``, by its header.
+
+    Args:
+        head: The first ``SNIFFED_BYTES``, or the whole file where it is shorter.
+    """
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(head[:16]) is not True:
+            continue
+        if name == "AVIF" and b"avi" not in head[8:64]:  # HEIC and others have the same container
+            continue
+        if name not in _WEAK:
+            return True
+        try:
+            factory(io.BytesIO(head), "")
+            return True
+        except Exception:  # Pillow's plugins raise nearly anything on what is not theirs
+            continue
+    return False
 
 
 def decode_image(data: bytes, size: int) -> Tensor:
-    """Decode a picture to uint8 (3, size, size): EXIF-turned, over white, centre-cropped, resized.
+    """Decode a picture to uint8 (3, size, size): sRGB, over white, cropped, resized, upright.
 
     Args:
-        data: The bytes of an image file in one of ``FORMATS``; the first frame counts.
+        data: The bytes of an image file in one of ``FORMATS``; the first frame counts, and of it
+            the central square.
         size: Height and width of the result, in pixels.
 
     Raises:
-        ImageError: The bytes are not an image, are damaged, or hold more than ``MAX_PIXELS``.
+        ImageError: The bytes are not an image, are damaged, hold more than ``MAX_PIXELS``, or
+            values of which it is not known which is white.
     """
     if not data:
         raise ImageError("empty file")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width}x{image.height} is over {MAX_PIXELS:,} pixels")
-        image.draft("RGB", (size, size))  # lets JPEG decode at a lower size; no-op elsewhere
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        image = _to_rgb(image)
-        if image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        image = _decode(data, size)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: Pillow would clip
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max(initial=0) > 255 else 255
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+# What EXIF calls the orientation of a picture, and what makes it upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _decode(data: bytes, size: int) -> Image.Image:
+    bare, metadata = split_file(data)
+    image = _open(bare)
+    scale = _draft_scale(image, size)
+    width, height = image.width / scale, image.height / scale
+    if scale > 1:  # JPEG decodes at a lower size then
+        image.draft(None, (int(width), int(height)))
+    rawmode = str(image.tile[0].args) if image.format == "PNG" else ""
+    image.decodermaxblock = len(bare)  # in one piece, of which nothing is decoded twice
+    image.load()
+    if scale == 1:  # ICO knows its size only now
+        width, height = image.size
+        _check_size(image)
+    if bare is data and image.format != "TIFF":  # which Pillow turns by itself
+        kept = (image.info.get(key) or b"" for key in ("exif", "xmp"))
+        metadata = Metadata(*kept)
+    low = _low_bytes(bare) if rawmode == "RGB;16B" and "transparency" in image.info else None
+    alpha = keyed_alpha(image, rawmode, low) if rawmode else None
+    image = to_rgb(image, metadata.profile or image.info.get("icc_profile") or b"", alpha)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    image = image.resize((size, size), Image.Resampling.LANCZOS, box)
+    turn = _TURNS.get(metadata.orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image)
+    return image
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{image.width}x{image.height} is over {MAX_PIXELS:,} pixels")
+
+
+def _draft_scale(image: Image.Image, size: int) -> int:
+    """By how much a JPEG may be decoded smaller: pixels come out as if it had not been.
+
+    Its blocks reach beyond borders, where anything may be; so only by what divides a side whose
+    borders count, and leaves Lanczos enough to do.
+    """
+    short, long = sorted(image.size)
+    reach = DRAFTED * short / size + 8  # pixels beyond the square that it is cut to
+    borders = short if (long - short) / 2 > reach else math.gcd(short, long)
+    fit = (scale for scale in (8, 4, 2) if borders % scale == 0 and short >= DRAFTED * size * scale)
+    return next(fit, 1) if image.format == "JPEG" else 1
+
+
+def _low_bytes(data: bytes) -> Image.Image:
+    """The low bytes of a PNG of three times 16 bits, of which Pillow keeps the high ones."""
+    image = _open(data)
+    image.tile = [image.tile[0]._replace(args="RGB;16L")]  # as if the bytes were in this order
+    image.load()
+    return image
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Stage 2 for the training loop: the root config, the task, the final report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Augmentation, BatchOrder
 from pqvae.data.dataset import ImageDataset, open_splits
+from pqvae.data.sample import Split
 from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
@@ -33,7 +35,9 @@ from stage2_prior.provenance import check_data, open_tokenizer
 from stage2_prior.unroll import unroll
 
 GRID_SAMPLES = 64
-CURVES = {"bits per code": ["loss", "val_bits_per_code"]}
+# By the second name where the prior knows classes, but the images of val have none.
+VAL_BITS = ("val_bits_per_code", "val_bits_per_code_without_class")
+CURVES = {"bits per code": ["loss", *VAL_BITS]}
 GRID_TOP_P = 0.95
 
 
@@ -41,7 +45,7 @@ class PriorTask:
     """Stage 2 for the training loop."""
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
-        self.config, self.runtime, self.folder = config, runtime, folder
+        self.runtime, self.folder = runtime, folder
         self.tokenizer = open_tokenizer(config.tokenizer).to(runtime.device)
         data = recorded_data(
             self.tokenizer.provenance, config.tokenizer, config.data.path, "data.path=..."
@@ -59,6 +63,8 @@ class PriorTask:
         self.augmentation = Augmentation(train_images, data)
         torch.manual_seed(config.trainer.seed)
         labels = train_images.labels if config.class_conditional else None
+        self.config = config = replace(config, class_conditional=labels is not None)
+        check_classes(config, splits)
         class_names = train_images.class_names if labels is not None else ()
         counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
         self.prior = Prior(
@@ -110,6 +116,10 @@ class PriorTask:
             return None
         return encoded.labels[indices].to(self.runtime.device)
 
+    def lacks_classes(self, encoded: EncodedDataset) -> bool:
+        """Whether the prior knows classes, but these images have none: their bits are without."""
+        return bool(self.prior.class_names) and encoded.labels is None
+
     def bits_per_code(self, prior: Prior, encoded: EncodedDataset) -> Tensor:
         """Mean bits of each position over the unaugmented images of a split: float64 (N,)."""
         chunks = torch.arange(encoded.codes.shape[1]).split(256)
@@ -126,10 +136,11 @@ class PriorTask:
         self.draw_grid(step)
         shown = [0, 1, 3, 7, 15, 31, 63, 127]
         text = " ".join(f"{i + 1}:{bits[i]:.2f}" for i in shown if i < len(bits))
+        name = VAL_BITS[self.lacks_classes(self.val_codes)]
         return Evaluation(
             mean,
-            f"val bits per code {mean:.3f} (position {text})",
-            {"val_bits_per_code": mean, "val_bits_per_image": float(bits.sum())},
+            f"{name.replace('_', ' ')} {mean:.3f} (position {text})",
+            {name: mean, name.replace("code", "image", 1): float(bits.sum())},
         )
 
     def draw_grid(self, step: int) -> None:
@@ -178,6 +189,20 @@ class PriorTask:
         self.prior.load_state_dict(state["prior"])
 
 
+def check_classes(config: Config, splits: Mapping[Split, ImageDataset]) -> None:
+    """Check that a prior of classes can be judged by held-out images that have none.
+
+    Raises:
+        UserError: It would never have been trained without a class.
+    """
+    lacking = [images.name for images in splits.values() if images.labels is None]
+    if config.class_conditional and lacking and config.prior.label_dropout == 0:
+        raise UserError(
+            f"{lacking[0]}: no classes, but train has some; put the images into class folders, or "
+            "set prior.label_dropout above 0, or class_conditional=false"
+        )
+
+
 def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Bits of codes (n, N) under one add-one histogram per position: float64 (N,)."""
     costs = []
@@ -198,16 +223,17 @@ def report(
     every_view = task.train_codes.codes.flatten(0, 1)
     unigram = unigram_bits(every_view, test_codes.codes[0].long(), task.prior.sizes)
 
-    def figures(bits: Tensor) -> dict[str, Any]:
+    def figures(bits: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         return {
+            "class_conditional": bool(prior.class_names) and labels is not None,
             "bits_per_image": round(float(bits.sum()), 2),
             "mean_bits_per_code": round(float(bits.mean()), 4),
             "bits_per_code": [round(value, 3) for value in bits.tolist()],
         }
 
     return {
-        "test": figures(test),
-        "train": figures(on_train),
+        "test": figures(test, test_codes.labels),
+        "train": figures(on_train, task.train_codes.labels),
         "test_unigram": figures(unigram),
         "fixed_length_bits_per_image": sum(task.tokenizer.quantizer.bits),
         "test_images": test_codes.codes.shape[1],
@@ -231,6 +257,7 @@ def run(config: Config) -> None:
         require_compiler(runtime.device)
     with distributed.process_group(runtime.device):
         task = PriorTask(config, runtime, folder)
+        config = task.config
         with open_run(config, folder):
             task.encode_splits()
             say(f"training on {runtime}")
@@ -247,9 +274,10 @@ def finish(task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}")
     bits = {name: result[name]["mean_bits_per_code"] for name in ("test", "train", "test_unigram")}
+    lacking = " without class" if task.lacks_classes(test_codes) else ""
     print(
-        f"bits per code: test {bits['test']:.3f} (unigram model {bits['test_unigram']:.3f}), "
-        f"train {bits['train']:.3f}"
+        f"bits per code: test {bits['test']:.3f}{lacking} (unigram model "
+        f"{bits['test_unigram']:.3f}), train {bits['train']:.3f}{' given class' if lacking else ''}"
     )
     again = [] if out == Config().out else ["--prior", out]
     print(

@@ -1,4 +1,4 @@
-"""The score of samples: against the train split, with the test split's own score as the floor."""
+"""The score of samples: against real images, with the score of others of these as the floor."""
 
 import pkgutil
 import sys
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eval.measures.fidelity import METRIC_SEED
@@ -15,13 +14,14 @@ from eval.measures.statistics import Reference, Statistics
 from eval.networks.extractor import FeatureExtractor
 from eval.networks.features import FeatureNetwork, Features
 from eval.networks.inception import WEIGHTS_FILE
+from eval.subjects.labels import class_numbers
+from eval.subjects.real import RealImages
 from eval.subjects.samples import Samples, sample_facts
 from eval.subjects.selection import Selection, subset
-from pqvae.data.config import DataConfig
-from pqvae.data.dataset import ImageDataset, open_dataset
+from pqvae.data.dataset import ImageDataset
+from pqvae.data.sample import Split
 from pqvae.errors import UserError
 
-FLOOR = "floor: test split"
 FEWEST_OF_CLASS = 10  # images, on both sides; fewer say nothing of a class
 
 
@@ -35,10 +35,21 @@ class Scored:
     reference: Reference
 
 
-def open_floor(reference: DataConfig) -> ImageDataset | None:
-    """The test split, or None, with a line on stderr, where there is none."""
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Real images that are scored as the samples are."""
+
+    name: str  # of its rows
+    images: ImageDataset
+
+
+def open_floor(real: RealImages, split: Split) -> Floor | None:
+    """Images held out of this split; None, with a line on stderr where they cannot be had."""
+    other = real.held_out(split)
+    if other is None:
+        return None
     try:
-        return open_dataset(reference, "test")
+        return Floor(f"floor: {real.called(other)}", real.splits[other]())
     except UserError as error:
         print(f"no floor: {error}", file=sys.stderr)
         return None
@@ -65,7 +76,7 @@ def compute(
 def score(
     samples: Samples,
     reference: Selection | Statistics,
-    test: ImageDataset | None,
+    floor: Floor | None,
     extractor: FeatureExtractor,
     metrics: Sequence[str],
     by_class: bool = False,
@@ -74,8 +85,8 @@ def score(
 
     Args:
         samples: The images to be scored.
-        reference: Of the train split; or statistics, which not every metric is content with.
-        test: Held-out images for the floor, or None for no floor.
+        reference: Real images; or statistics, which not every metric is content with.
+        floor: Other real images, or None for no floor.
         extractor: Computes the features.
         metrics: Of ``METRICS``; one that cannot be had is skipped with a note.
         by_class: Also those that tell something of each class.
@@ -89,8 +100,8 @@ def score(
     _require_images(metrics, len(samples), str(samples.path))
     if train is not None:
         _require_images(metrics, len(train), train.dataset.name)
-    sample_classes = _sample_classes(samples, train) if by_class else None
-    held_out = _held_out(test, len(samples), metrics, notes)
+    held_out = _held_out(floor, len(samples), metrics, notes)
+    classes = _classes(samples, reference, held_out, notes) if by_class else {}
 
     # The samples come first: one that is damaged should be found before an hour of reference.
     sides = {"samples": extractor(samples, label="samples")}
@@ -101,16 +112,14 @@ def score(
         features = extractor(reference, label="reference")
         real, facts["reference"] = Reference(features), reference.facts()
     if held_out is not None:
-        sides[FLOOR], facts["floor"] = extractor(held_out, label="floor"), held_out.facts()
+        side, images = held_out
+        sides[side], facts["floor"] = extractor(images, label="floor"), images.facts()
     rows = [
         _row(subject, images, compute(metrics, images, real, network.suffix))
         for subject, images in sides.items()
     ]
     facts["metrics"] = _metric_facts(metrics, rows, network.suffix)
-    if sample_classes is not None and train is not None:
-        known = {"reference": train.labels, FLOOR: None if held_out is None else held_out.labels}
-        classes = {side: labels for side, labels in known.items() if labels is not None}
-        classes["samples"] = sample_classes
+    if classes and train is not None:
         asked = [metric for metric in metrics if METRICS[metric].of_classes]
         names = train.dataset.class_names
         rows += _class_rows(asked, sides, real.features, classes, names, network.suffix)
@@ -148,18 +157,19 @@ def _require_images(metrics: Sequence[str], n: int, where: str) -> None:
 
 
 def _held_out(
-    test: ImageDataset | None, n: int, metrics: Sequence[str], notes: list[str]
-) -> Selection | None:
-    """As many test images as there are samples, or all; a note is added where they are fewer."""
-    floor = None if test is None else subset(test, n)
-    if floor is None or len(floor) < max(METRICS[metric].fewest for metric in metrics):
-        notes.append("no floor: the reference has no test split, or a very small one")
+    floor: Floor | None, n: int, metrics: Sequence[str], notes: list[str]
+) -> tuple[str, Selection] | None:
+    """As many images of the floor as there are samples, or all; a note where they are fewer."""
+    chosen = None if floor is None else subset(floor.images, n)
+    fewest = max(METRICS[metric].fewest for metric in metrics)
+    if floor is None or chosen is None or len(chosen) < fewest:
+        notes.append("no floor: the reference has no held-out split, or a very small one")
         return None
-    if len(floor) < n:
+    if len(chosen) < n:
         notes.append(
-            f"the floor has fewer images ({len(floor):,}), which raises its FID, not its KID"
+            f"the floor has fewer images ({len(chosen):,}), which raises its FID, not its KID"
         )
-    return floor
+    return floor.name, chosen
 
 
 def _few(metrics: Sequence[str], network: FeatureNetwork, n: int) -> list[str]:
@@ -203,6 +213,8 @@ def _class_rows(
     for number, name in enumerate(names):
         truth = real.where(classes["reference"] == number)
         for side, features in sides.items():
+            if side not in classes:
+                continue
             images = features.where(classes[side] == number)
             if min(len(images), len(truth)) >= FEWEST_OF_CLASS:
                 scores = compute(metrics, images, Reference(truth), suffix)
@@ -210,10 +222,18 @@ def _class_rows(
     return rows
 
 
-def _sample_classes(samples: Samples, train: Selection | None) -> Tensor:
-    """The class of each sample as the reference numbers it, int64 (n,)."""
-    if train is None or train.dataset.labels is None:
-        raise UserError("--by-class: the reference has no classes")
+def _classes(
+    samples: Samples,
+    reference: Selection | Statistics,
+    floor: tuple[str, Selection] | None,
+    notes: list[str],
+) -> dict[str, Tensor]:
+    """The classes of every side that has some, as the reference numbers them, int64 (n,)."""
+    if not isinstance(reference, Selection):
+        raise UserError("--by-class: statistics alone have no classes; give images (--reference)")
+    name, names = reference.dataset.name, reference.dataset.class_names
+    if reference.labels is None:
+        raise UserError(f"--by-class: the reference has no classes; put {name} into class folders")
     if samples.labels is None:
         remedy = ""
         if samples.record.get("class_counts"):
@@ -222,13 +242,11 @@ def _sample_classes(samples: Samples, train: Selection | None) -> Tensor:
         raise UserError(
             f"--by-class: {samples.path} does not record the classes of its samples{remedy}"
         )
-    names = train.dataset.class_names
-    numbers = {str(number): number for number in range(len(names))}
-    numbers |= {name: number for number, name in enumerate(names)}
-    unknown = set(samples.labels) - numbers.keys()
-    if unknown:
-        raise UserError(
-            f"--by-class: {samples.path} has class {min(unknown)}, but {train.dataset.name} has "
-            f"{', '.join(names)}"
-        )
-    return torch.tensor([numbers[label] for label in samples.labels])
+    classes = {"samples": class_numbers(samples, names, name), "reference": reference.labels}
+    if floor is not None:
+        side, held_out = floor
+        if held_out.labels is None:
+            notes.append(f"no floor of each class: {held_out.dataset.name} has no classes")
+        else:
+            classes[side] = held_out.labels
+    return classes

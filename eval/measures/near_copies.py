@@ -77,7 +77,7 @@ class _Points:
 def compare(
     samples: Samples,
     seen: Selection,
-    held_out: Selection,
+    held_out: Selection | None,
     extractor: FeatureExtractor,
     generator: Generator | None = None,
 ) -> Comparison:
@@ -86,7 +86,7 @@ def compare(
     Args:
         samples: The images under suspicion.
         seen: Training images.
-        held_out: Images that the generator was not trained on.
+        held_out: Images that the generator was not trained on, where there are some.
         extractor: Computes the features, and says where to compute.
         generator: What made the samples: held-out and training images are decoded by it, too.
 
@@ -98,10 +98,11 @@ def compare(
         raise UserError(f"{name}: 2 training images or more are needed, not {len(seen)}")
     # The samples come first: one that is damaged should be found before an hour of reference.
     points = {"samples": _as_points(extractor, samples, "samples")}
-    points["held-out"] = _as_points(extractor, held_out, "held-out")
+    known = {} if held_out is None else {"held-out": held_out}
+    points |= {name: _as_points(extractor, images, name) for name, images in known.items()}
     bits = {}
     if generator is not None:
-        known = {"held-out": held_out, "training": seen.first(len(held_out))}
+        known["training"] = seen.first(len(samples if held_out is None else held_out))
         for subject, images in ((f"{name}, decoded", images) for name, images in known.items()):
             codes = encode(generator.tokenizer, images)
             bits[subject] = prior_bits(generator.prior, codes, images)
@@ -117,12 +118,13 @@ def compare(
         rows[-1] |= _figures(found[subject])
         for name, of_positions in bits.get(subject, {}).items():
             rows[-1][f"{name}_bits"] = of_positions.sum().item()
-    rows.append(_ratios(rows[0], control=rows[1 if generator is None else 2]))
+    if held_out is not None:
+        rows.append(_ratios(rows[0], control=rows[1 if generator is None else 2]))
     for space, near in found["samples"].items():
         rows[0][f"{space}_closest"] = _closest_pairs(near, seen.keys)
     facts = sample_facts(samples, points["samples"].content_hash) | {
         "training": seen.facts(),
-        "held-out": held_out.facts(),
+        "held-out": {} if held_out is None else held_out.facts(),
         "extractor": extractor.network.facts(),
         "pixels": {"size": f"{SIDE}x{SIDE} at most, by mean"},
     }

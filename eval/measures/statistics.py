@@ -58,9 +58,10 @@ def statistics_of(features: Features) -> Statistics:
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """FID, the squared Frechet distance of two Gaussians (Heusel et al. 2017)."""
+    """FID, the squared Frechet distance of two Gaussians (Heusel et al. 2017), at least 0."""
     sides = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (first, second)]
-    return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+    distance = float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+    return 0.0 if distance <= 0 else distance  # below by rounding alone
 
 
 def write_statistics(path: Path, statistics: Statistics, network: FeatureNetwork) -> None:

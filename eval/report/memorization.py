@@ -9,9 +9,9 @@ from eval.measures.near_copies import SPACES, Neighbours, closest, compare, open
 from eval.networks.extractor import open_extractor
 from eval.report.options import Request
 from eval.report.report import Column, format_report, make_report, write_report
-from eval.subjects.samples import Samples, open_samples, reference_config
+from eval.subjects.real import open_reference
+from eval.subjects.samples import Samples, open_samples
 from eval.subjects.selection import Selection, asked_subset, subset
-from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.images import save_grid
 from pqvae.runtime import select_device
@@ -33,8 +33,10 @@ def report_memorization(args: argparse.Namespace, request: Request) -> None:
     """Compare samples with training images as the command's arguments say."""
     device = select_device(args.device)
     samples = open_samples(args.samples, args.n)
-    config = reference_config(samples, args.reference)
-    train, test = open_dataset(config, "train"), open_dataset(config, "test")
+    real = open_reference(samples, args.reference)
+    training = real.choose(None, "train")
+    train, other = real.splits[training](), real.held_out(training)
+    held_out = None if other is None else subset(real.splits[other](), len(samples))
     extractor = open_extractor(args.extractor, args.weights, device)
     seen = asked_subset(train, args.reference_n, "--reference-n")
     notes = [
@@ -42,16 +44,21 @@ def report_memorization(args: argparse.Namespace, request: Request) -> None:
         "counts is how many more of them there are among samples than among held-out images",
         "distances: RMS difference from the nearest training image, median; pixels in grey levels",
     ]
+    if held_out is None:
+        notes.append(
+            f"no held-out images: {real.path} has no test split of its own, so that all its images "
+            "count as training images, and nothing tells how many near-copies chance makes"
+        )
     generator = None
     try:
-        generator = open_generator(samples, config.path, device)
+        generator = open_generator(samples, real.path, device)
         notes.append(
             f"decoded: given back from {generator.prefix_length} codes; by chance samples are as "
             "held-out images decoded, known by heart as training images decoded"
         )
     except UserError as error:
         notes.append(f"nothing decoded, and no bits of the prior: {error}")
-    found = compare(samples, seen, subset(test, len(samples)), extractor, generator)
+    found = compare(samples, seen, held_out, extractor, generator)
     report = make_report(found.rows, found.facts, notes, device, request)
     output = request.output
     pictures = [output.with_name(f"{output.stem}-{space}.png") for space in SPACES]

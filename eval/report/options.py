@@ -11,6 +11,8 @@ from pqvae.cli import Parser, positive_int
 from pqvae.errors import UserError
 from pqvae.files import read_json
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -51,11 +53,20 @@ def add_samples(parser: Parser) -> None:
         type=Path,
         default=Path("runs/samples"),
         metavar="DIR",
-        help="folder of sampling.generate, of PNG or JPEG files or of shards; or an .npz file "
+        help="folder of sampling.generate, of images or of shards; or an .npz file "
         "(default: %(default)s)",
     )
     parser.add_argument(
         "--n", type=positive_int, metavar="N", help="score the first N samples (default: all)"
+    )
+
+
+def add_split(parser: Parser, whose: str, default: str) -> None:
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        help=f"{whose} (default: {default}; data without splits that the model has not seen count "
+        "whole)",
     )
 
 

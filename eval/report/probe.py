@@ -99,11 +99,11 @@ def report_probe(args: argparse.Namespace, request: Request) -> None:
     notes = [*NOTES, COUNTED] if len(compared.features) > 1 else NOTES
     report = make_report(rows, facts, notes, device, request)
     write_report(report, request.output)
-    print(format_report(report, COLUMNS), flush=True)
     plot = request.output.with_suffix(".png")
     picture = plot.with_name(f"{plot.stem}-hits.png")
     look = f"look at {plot}" if save_plot(plot, _panels(rows, lengths)) else NO_PLOT
     draw_hits(picture, splits["test"], neighbours)
+    print(format_report(report, COLUMNS), flush=True)
     print(f"\nwrote {request.output}; {look}")
     print(
         f"made {picture}: a test image of each class, below it those that share the longest prefix "

@@ -15,7 +15,7 @@ from eval.measures.rates import TRAIN, mean_image, prefix_rows, prior_bits
 from eval.report.options import Request
 from eval.report.plot import NO_PLOT, Panel, save_plot
 from eval.report.report import Column, format_report, make_report, write_report
-from eval.subjects.selection import asked_subset, subset
+from eval.subjects.selection import Selection, asked_subset, subset
 from eval.subjects.tokenized import data_of, encode, load_tokenizer, tokenizer_facts
 from pqvae.data.batches import map_images
 from pqvae.data.dataset import open_dataset
@@ -60,13 +60,13 @@ def report_rate_distortion(args: argparse.Namespace, request: Request) -> None:
         facts["prior"] = {"folder": str(args.prior), "content": prior.content_hash}
     size = tokenizer.config.image_size
     rows = prefix_rows(psnrs, rates, cuts, prefix_grid(cuts), size)
-    notes = _notes(prior, rates, size, args.beam)
+    notes = _notes(prior, held_out, rates, size, args.beam)
     report = make_report(rows, facts, notes, device, request)
     write_report(report, request.output)
-    shown = tuple(row for row in rows if row["codes"] == 0 or "gained_bits" in row)
-    print(format_report(dataclasses.replace(report, rows=shown), _columns(rates)), flush=True)
     plot = request.output.with_suffix(".png")
     look = f"look at {plot}" if save_plot(plot, _panels(rows, rates)) else NO_PLOT
+    shown = tuple(row for row in rows if row["codes"] == 0 or "gained_bits" in row)
+    print(format_report(dataclasses.replace(report, rows=shown), _columns(rates)), flush=True)
     print(f"\nwrote {request.output}, with every prefix length; {look}")
 
 
@@ -136,6 +136,7 @@ def _panels(rows: Sequence[dict[str, Any]], rates: Mapping[str, Tensor]) -> list
         lines = {
             label: (column("codes"), column(f"{name}_bits_of_last_code"))
             for label, name in by_code.items()
+            if name in rates  # not that of train images without the classes of the test images
         }
         panels.append(Panel(f"bits of each code, {RATES[best]}", "position", lines))
     return panels
@@ -145,7 +146,9 @@ def _best(rates: Mapping[str, Tensor]) -> str:
     return "class_prior" if "class_prior" in rates else "prior"
 
 
-def _notes(prior: Prior | None, rates: Mapping[str, Tensor], size: int, beam: int) -> list[str]:
+def _notes(
+    prior: Prior | None, held_out: Selection, rates: Mapping[str, Tensor], size: int, beam: int
+) -> list[str]:
     notes = [
         "bits are means over the images; PSNR is the mean of each image's, MSE (of images in "
         "[-1, 1]) that of all; 0 codes: the mean training image",
@@ -162,7 +165,9 @@ def _notes(prior: Prior | None, rates: Mapping[str, Tensor], size: int, beam: in
             f"class; what that costs, {most:.1f} bits at most, is not counted"
         )
     elif prior.class_names:
-        notes.append("nothing given the class: the images have other classes than the prior knows")
+        have = "no" if held_out.labels is None else "other"
+        known = "" if held_out.labels is None else " than the prior knows"
+        notes.append(f"nothing given the class: the test images have {have} classes{known}")
     if beam > 1:
         notes.append("the prior was trained on greedy codes; those of a beam are foreign to it")
     return notes

@@ -22,11 +22,10 @@ from eval.report.report import Column, format_report, make_report, write_report
 from eval.subjects.selection import Selection, asked_subset
 from eval.subjects.tokenized import (
     Reconstructions,
-    data_of,
     load_tokenizer,
+    real_images,
     tokenizer_facts,
 )
-from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.images import psnr
 from pqvae.runtime import select_device
@@ -48,8 +47,9 @@ def report_reconstruction(args: argparse.Namespace, request: Request) -> None:
     """Measure reconstructions as the command's arguments say."""
     device = select_device(args.device)
     tokenizer = load_tokenizer(args.tokenizer, device)
-    data = data_of(tokenizer, args.tokenizer, args.data)
-    images = asked_subset(open_dataset(data, args.split), args.n, "--n")
+    real = real_images(tokenizer, args.tokenizer, args.data)
+    split = real.choose(args.split, "test")
+    images = asked_subset(real.splits[split](), args.n, "--n")
     name = images.dataset.name
     extractor, lite0, notes = open_networks(args.extractor, args.weights, device)
     if extractor is not None and len(images) < 2:
@@ -84,12 +84,12 @@ def report_reconstruction(args: argparse.Namespace, request: Request) -> None:
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     report = make_report(rows, facts, notes, device, request)
     write_report(report, request.output)
-    print(format_report(report, COLUMNS), flush=True)
     plot = request.output.with_suffix(".png")
     picture = plot.with_name(f"{plot.stem}-images.png")
     originals = images.images([place for places in shown.values() for place in places])
     save_prefix_grid(picture, tokenizer, originals, lengths, **search)
     drawn = save_plot(plot, _panels(rows, name))
+    print(format_report(report, COLUMNS), flush=True)
     look = f"{plot} and {picture}" if drawn else f"{picture} ({NO_PLOT})"
     ranks = f"{', '.join(shown)} images by PSNR, original last"
     print(f"\nwrote {request.output}; look at {look}: {ranks}")

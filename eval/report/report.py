@@ -122,7 +122,7 @@ def _fact(fact: Any) -> str:
     if isinstance(fact, list | tuple):
         return " ".join(_fact(one) for one in fact)
     if isinstance(fact, float):
-        return f"{fact:g}"
+        return f"{fact:zg}"
     # A seed such as 2020 is no quantity.
     return _value(fact, 0) if isinstance(fact, int) and fact >= 10_000 else str(fact)
 
@@ -130,4 +130,5 @@ def _fact(fact: Any) -> str:
 def _value(value: Any, digits: int) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    # "z": a distance that is 0 but for rounding is not shown as -0.00.
+    return f"{value:,}" if isinstance(value, int) else f"{value:z,.{digits}f}"

@@ -1,8 +1,9 @@
 """Generated images as the scores read them: a folder, WebDataset shards, or an ``.npz`` file."""
 
 import io
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from pqvae.cli import next_command
-from pqvae.config import config_from_dict
-from pqvae.data.config import DataConfig
+from pqvae.data.config import NAMED
+from pqvae.data.dataset import list_images
 from pqvae.data.sample import Sample
-from pqvae.data.shard_index import list_shards
 from pqvae.errors import UserError, is_out_of_memory
 from pqvae.images import FORMATS, ImageError, decode_image
-from pqvae.pretrained import require_path
-from sampling.folder import RECORD, image_path, read_record
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from sampling.folder import image_path, read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
     """Open samples, and check that every one is an image of the same size.
 
     Args:
-        path: A folder of ``sampling.generate``, of PNG or JPEG files, or of shards; a ``.tar``
+        path: A folder of ``sampling.generate``, of images, class folders or shards; a ``.tar``
             shard; or an ``.npz`` file whose first array is uint8 (N, H, W, 3), and whose second,
             where there is one, holds class numbers (Dhariwal & Nichol 2021).
         n: Use the first n only.
@@ -63,17 +60,20 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
     """
     if path.suffix == ".npz":
         return _open_array(path, n)
+    if path.is_file() and path.suffix != ".tar":
+        raise UserError(
+            f"{path}: not an .npz file; give one (numpy.savez makes it of an array), a .tar shard, "
+            "or a folder of images or shards"
+        )
     if not path.is_dir() and path.suffix != ".tar":
         fills = next_command("sampling.generate", "--n", "10000", "--out", path)
         raise UserError(
             f"{path}: no such folder; `{fills}` "
-            "fills it, or name a folder of PNG or JPEG files, of shards, or an .npz file"
+            "fills it, or name a folder of images, of shards, or an .npz file"
         )
     record = read_record(path)
     folder = path / "images" if (path / "images").is_dir() else path
-    files = list(_encoded(folder))
-    if not files:
-        raise UserError(f"{folder}: no PNG or JPEG files; `python -m sampling.generate` makes some")
+    files = _encoded(folder)
     total = len(files)
     planned = record.get("n", total)
     if not record.get("complete", True) or planned != total:
@@ -89,31 +89,6 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
         record,
         _labels(files, record),
     )
-
-
-def reference_config(samples: Samples, path: str | None) -> DataConfig:
-    """The data that samples are to be compared with: ``path``, else what their record names.
-
-    Raises:
-        UserError: Neither names data, or the sizes differ.
-    """
-    record = samples.path / RECORD
-    data = samples.record.get("data", {})
-    if not isinstance(data, dict):
-        raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
-    if path is None and not data:
-        raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
-    if path is None and isinstance(data.get("path"), str):
-        require_path(data["path"], f"the images that {record} names", "--reference DATA")
-    if path is not None and data.get("path") != path:
-        data = {"path": path, "image_size": samples.image_size}
-    config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
-    if config.image_size != samples.image_size:
-        raise UserError(
-            f"{samples.path}: the images have {samples.image_size} pixels a side, but {record} "
-            f"says {config.image_size}; generate the samples anew"
-        )
-    return config
 
 
 def sample_facts(samples: Samples, content_hash: str) -> dict[str, dict[str, Any]]:
@@ -170,14 +145,17 @@ def _count(path: Path, n: int | None, total: int) -> int:
     return total if n is None else n
 
 
-def _encoded(path: Path) -> Iterator[Sample]:
-    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
-    if shards:
-        yield from list_shards(shards, shards[0].parent)[0]
-        return
-    files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
-    for file in sorted(files, key=lambda file: (len(file.name), file.name)):  # 1000000 last
-        yield Sample(str(file), None, file, 0, file.stat().st_size)
+def _encoded(path: Path) -> list[Sample]:
+    """The images at a path, as training would read them, in the order of their numbers."""
+    listing = list_images(os.path.join(".", path) if str(path) in NAMED else str(path))
+    splits = list(listing.samples)
+    if len(splits) > 1:
+        raise UserError(
+            f"{path}: holds splits ({', '.join(splits)}); give the images of one, such as those of "
+            f"{splits[0]}"
+        )
+    samples = listing.samples[splits[0]]
+    return sorted(samples, key=lambda sample: (len(sample.key), sample.key))  # 1000000 last
 
 
 def _labels(files: Sequence[Sample], record: dict[str, Any]) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ from pqvae import distributed
 from pqvae.console import Progress
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import ImageDataset
+from pqvae.data.labels import class_name
 from pqvae.errors import UserError
 from pqvae.images import to_float
 from pqvae.randomness import Stream, stream_generator
@@ -70,9 +71,16 @@ class Augmentation:
     """Shifts some images by a few pixels, and mirrors half of them where that is harmless."""
 
     def __init__(self, dataset: ImageDataset, config: DataConfig) -> None:
+        """Raises UserError where ``no_flip_classes`` names no class of the data set."""
         self.shift, self.shift_share = config.shift, config.shift_share
         self.may_flip = torch.full((len(dataset),), config.flip)
-        falsified = {*dataset.no_flip_classes, *config.no_flip_classes}
+        asked = {class_name(name) for name in config.no_flip_classes}
+        if unknown := sorted(asked - set(dataset.class_names)):
+            known = ", ".join(dataset.class_names[:5]) or "none"
+            raise UserError(
+                f"data.no_flip_classes: {dataset.name} has no class {unknown[0]!r}; it has {known}"
+            )
+        falsified = {*dataset.no_flip_classes, *asked}
         if dataset.labels is not None:
             for index, name in enumerate(dataset.class_names):
                 if name in falsified:

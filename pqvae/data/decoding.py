@@ -18,6 +18,8 @@ from pqvae.images import ImageError, decode_image
 
 MAX_UNREADABLE = 0.01  # a larger share of damaged images is not an accident
 
+REREAD = "+"  # behind the digest of an image that earlier versions decoded otherwise: a JPEG
+
 _REPORTING = threading.Lock()  # not in an object, which must be picklable
 
 
@@ -32,8 +34,8 @@ def decode_all(
         size: Height and width of the result, in pixels.
 
     Returns:
-        Images uint8 (n, 3, size, size), their samples, and the sha256 of each one's encoded bytes;
-        damaged ones are left out of all three.
+        Images uint8 (n, 3, size, size), their samples, and the sha256 of each one's encoded bytes,
+        of JPEGs with ``REREAD`` behind it; damaged ones are left out of all three.
 
     Raises:
         UserError: Over 1% of the images are damaged.
@@ -46,7 +48,8 @@ def decode_all(
             try:
                 data = samples[index].read()
                 images[index] = decode_image(data, size).numpy()
-                results.append(hashlib.sha256(data).hexdigest())
+                mark = REREAD if data.startswith(b"\xff\xd8") else ""
+                results.append(hashlib.sha256(data).hexdigest() + mark)
             except ImageError as error:
                 results.append(error)
         return results

@@ -10,8 +10,19 @@ from pqvae.images import ImageError
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"]
+# Of operating systems and storage boxes, which keep thumbnails and what was thrown away in them.
+_SYSTEM_FOLDERS = frozenset(
+    (
+        "__MACOSX",
+        "@eaDir",
+        "@Recycle",
+        "#recycle",
+        "#snapshot",
+        "$RECYCLE.BIN",
+        "lost+found",
+        "System Volume Information",
+        "__pycache__",
+    )
 )
 
 
@@ -57,11 +68,13 @@ class Listing:
             from train. A source without splits is all train.
         class_names: Classes whose order the source knows; others follow, sorted.
         no_flip_classes: Classes that a mirror would falsify.
+        notes: Lines that the user should see.
     """
 
     samples: Mapping[Split, Sequence[Sample]]
     class_names: tuple[str, ...] = ()
     no_flip_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 # Of the value of ``data.path``: what is there, or None where the path is not this source's; raises
@@ -69,6 +82,6 @@ class Listing:
 Source = Callable[[str], Listing | None]
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file."""
-    return path.suffix[1:].lower() in IMAGE_EXTENSIONS
+def is_visible(name: str) -> bool:
+    """Whether a file or folder of this name counts; hidden ones and those of systems do not."""
+    return not name.startswith(".") and name not in _SYSTEM_FOLDERS

@@ -11,104 +11,78 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
-from pqvae.data.sample import IMAGE_EXTENSIONS, Listing, Sample, Split, is_image
-from pqvae.data.splits import split_of_shard
+from pqvae.data.arrange import arrange
+from pqvae.data.labels import LABEL_BYTES, LABEL_FILES, parse_label
+from pqvae.data.passed_over import PassedOver, shorten
+from pqvae.data.sample import Listing, Sample, Split, is_visible
+from pqvae.data.splits import split_shards
 from pqvae.errors import UserError
 from pqvae.files import atomic_path, cache_root, read_json
+from pqvae.images import EXTENSIONS, SNIFFED_BYTES, UNREAD_EXTENSIONS, is_image_data
 
+CLASSES = "classes.txt"  # beside the shards: line by line, the names of classes 0, 1 ...
 # Bytes. The walk over a smaller shard takes 0.03 s (images of 110 kB) to 0.4 s (of 2.5 kB), 149 to
 # 3,640 samples in 16 MiB read from a local disk: a cache of it would be litter.
 INDEX_CACHED_FROM = 16 << 20
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _NO_FILE = -1  # the size of a member that is a link, say, and holds no bytes of its own
+_BLOCK = 512  # bytes; a tar consists of such blocks
+_Members = dict[str, tuple[int, int]]  # extension -> (offset, size)
 _SHARD_META = re.compile(r"__[^/]*__($|/)")  # webdataset passes these members over, too
 
 
-def list_by_split(path: str, shards: Sequence[Path]) -> Listing:
-    """The samples of shards in one folder, of which all or none name their split.
+def list_shards(
+    path: str, shards: Mapping[Split | None, Sequence[Path]], lists: Iterable[Path] = ()
+) -> Listing:
+    """The samples of shards.
 
     Args:
         path: What the shards are called in messages.
-        shards: At least one.
+        shards: At least one, by the split that they are known to hold. Of those under None, the
+            names decide, or else the folders in them.
+        lists: Where a list of the classes' names may be; a ``classes.txt`` beside a shard is one.
 
     Raises:
-        UserError: Only some name their split, or as ``list_shards``.
+        UserError: A shard is damaged, there are no images, only some shards name their split, or
+            what is said of splits or classes is unclear.
     """
     by_split: dict[Split | None, list[Path]] = {}
-    for shard in shards:
-        by_split.setdefault(split_of_shard(shard.name), []).append(shard)
-    if None in by_split and len(by_split) > 1:
-        raise UserError(
-            f"{path}: {by_split[None][0].name} does not name its split, as other shards do; give "
-            "every shard's name the word train, val or test, or none's"
-        )
-    samples: dict[Split, list[Sample]] = {}
-    class_names: tuple[str, ...] = ()
+    for split, group in shards.items():
+        named = {} if split else split_shards([shard.name for shard in group], path)
+        for shard in group:
+            by_split.setdefault(split or named[shard.name], []).append(shard)
+    found: dict[Split | None, list[Sample]] = {}
+    passed_over = PassedOver()
     for split, group in by_split.items():
-        samples[split or "train"], found = list_shards(group, shards[0].parent)
-        class_names = class_names or found
-    return Listing(samples, class_names)
+        found[split] = []
+        for shard in group:
+            status = shard.stat()
+            contents = _list_shard(shard, status.st_mtime_ns, status.st_size)
+            found[split] += contents.samples
+            passed_over.update(contents.passed_over)
+        if not found[split]:
+            more = " or the others" * (len(group) > 1)
+            note = f"; {passed_over.text()}" if passed_over.kinds else ""
+            raise UserError(f"{group[0]}: no images in this shard{more}{note}")
+    beside = dict.fromkeys(shard.parent / CLASSES for group in by_split.values() for shard in group)
+    listing = arrange(path, found, [*lists, *beside])
+    return replace(listing, notes=passed_over.notes(path))
 
 
-def list_shards(shards: Sequence[Path], folder: Path) -> tuple[list[Sample], tuple[str, ...]]:
-    """The samples of all shards, and the class names that ``classes.txt`` in the folder lists.
-
-    Raises:
-        UserError: A shard is damaged or holds no images, or its labels do not fit the list.
-    """
-    found: dict[Path, tuple[Sample, ...]] = {}
-    for shard in shards:
-        status = shard.stat()
-        found[shard] = _list_shard(shard, status.st_mtime_ns, status.st_size)
-    samples = [sample for part in found.values() for sample in part]
-    if not samples:
-        raise UserError(
-            f"{shards[0]}: no images in this shard{' or the others' * (len(shards) > 1)}"
-        )
-    if len({sample.key for sample in samples}) < len(samples):  # each shard counts from 0
-        samples = [
-            replace(sample, key=f"{shard.stem}/{sample.key}")
-            for shard, part in found.items()
-            for sample in part
-        ]
-    names = _listed_classes(folder / "classes.txt")
-    numbered = [s for s in samples if s.label is not None and s.label.isdecimal()]
-    if not names or not numbered:
-        return samples, ()
-    for sample in numbered:
-        if int(sample.label or 0) >= len(names):
-            raise UserError(
-                f"{sample.place}: label {sample.label} has no line in {folder / 'classes.txt'} "
-                f"(its {len(names)} lines are labels 0 to {len(names) - 1})"
-            )
-    by_number = {str(index): name for index, name in enumerate(names)}
-    return [replace(s, label=by_number.get(s.label or "", s.label)) for s in samples], names
-
-
-def _listed_classes(path: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(path.read_text(encoding="utf-8").split("\n"))
-    except FileNotFoundError:
-        return ()
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a text file; one class name per line is needed") from error
-    names = tuple(name.strip() for name in names)
-    while names and not names[-1]:
-        names = names[:-1]
-    if len(set(names)) < len(names) or "" in names:
-        raise UserError(f"{path}: an empty or repeated line; one class name per line is needed")
-    return names
+class _Contents(NamedTuple):
+    samples: tuple[Sample, ...]  # the label is what a member beside the image says
+    passed_over: dict[str, tuple[int, str]]  # as PassedOver has it
 
 
 @functools.cache
-def _list_shard(shard: Path, modified_ns: int, size: int) -> tuple[Sample, ...]:
+def _list_shard(shard: Path, modified_ns: int, size: int) -> _Contents:
     """The images in a shard; time and size are arguments so that a changed shard is read anew."""
     if size < INDEX_CACHED_FROM:
         return _walk_shard(shard)
@@ -121,18 +95,20 @@ def _list_shard(shard: Path, modified_ns: int, size: int) -> tuple[Sample, ...]:
     # RecursionError: JSON nested too deeply.
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
         return _read_index(index, header, shard)
-    samples = _walk_shard(shard)
+    contents = _walk_shard(shard)
     with contextlib.suppress(OSError):  # a cache that cannot be written is only slower
         index.parent.mkdir(parents=True, exist_ok=True)
-        rows = [(sample.key, sample.label, sample.offset, sample.size) for sample in samples]
+        rows = [(s.key, s.label, s.offset, s.size) for s in contents.samples]
+        content = {**header, "samples": rows, "passed_over": contents.passed_over}
         with atomic_path(index) as temporary:
-            temporary.write_text(json.dumps({**header, "samples": rows}))
-    return samples
+            temporary.write_text(json.dumps(content))
+    return contents
 
 
-def _read_index(index: Path, header: dict[str, Any], shard: Path) -> tuple[Sample, ...]:
+def _read_index(index: Path, header: dict[str, Any], shard: Path) -> _Contents:
     """What an index file says of the shard; raises nearly anything if not to be trusted."""
     content = read_json(index)
+    passed_over = content.pop("passed_over")
     if {**content, "samples": None} != {**header, "samples": None}:
         raise ValueError("the index of another shard, or of another state of this one")
     samples: list[Sample] = []
@@ -144,53 +120,88 @@ def _read_index(index: Path, header: dict[str, Any], shard: Path) -> tuple[Sampl
         if not 0 < offset <= offset + max(size, 0) <= header["size"] or size < _NO_FILE:
             raise ValueError("a sample outside of the shard")
         samples.append(Sample(key, label, shard, offset, size))
-    return tuple(samples)
+    for kind, (count, first) in dict(passed_over).items():
+        if [type(kind), type(count), type(first)] != [str, int, str]:
+            raise TypeError("a count or name of another type")
+    return _Contents(tuple(samples), passed_over)
 
 
-def _walk_shard(shard: Path) -> tuple[Sample, ...]:
+def _walk_shard(shard: Path) -> _Contents:
     samples: list[Sample] = []
+    passed_over = PassedOver()
     with open(shard, "rb") as file:
-        for key, members in _members_by_key(shard).items():
-            suffixes = [s for s in members if s in IMAGE_EXTENSIONS]
-            suffixes = suffixes or [s for s in members if is_image(Path(f"x.{s}"))]
-            if not suffixes:
+        for key, members in _members_by_key(shard, passed_over).items():
+            extension = _image_extension(shard, key, members, file)
+            if extension is None:
+                for other in members:
+                    if (kind := other.rpartition(".")[2]) in UNREAD_EXTENSIONS:
+                        passed_over.add(f".{kind} files", f"{key}.{other}")
                 continue
-            if len(suffixes) > 1:
-                raise UserError(
-                    f"{shard}: {key!r} has several images ({', '.join(suffixes)}); one is needed"
-                )
-            label = key.split("/")[0] if "/" in key else None
-            if "cls" in members:
-                offset, length = members["cls"]
+            label = _label_beside(shard, key, members, extension, file)
+            samples.append(Sample(key, label, shard, *members[extension]))
+    return _Contents(tuple(samples), passed_over.kinds)
+
+
+def _image_extension(shard: Path, key: str, members: _Members, file: BinaryIO) -> str | None:
+    """The extension of the image among the members of a sample."""
+    found = [each for each in members if each in EXTENSIONS]
+    found = found or [each for each in members if each.rpartition(".")[2] in EXTENSIONS]
+    if not found and "" in members:
+        offset, size = members[""]
+        file.seek(offset)
+        found = [""] if is_image_data(file.read(min(max(size, 0), SNIFFED_BYTES))) else []
+    if len(found) > 1:
+        some = shorten(", ".join(found[:3]) + ", ..." * (len(found) > 3))
+        dotted = any("." in each for each in found)
+        advice = "names are cut at their first dot; rename them, as in frame-0001.png"
+        raise UserError(
+            f"{shard}: {shorten(key)} has several images ({some}); "
+            + (advice if dotted else "one is needed")
+        )
+    return found[0] if found else None
+
+
+def _label_beside(
+    shard: Path, key: str, members: _Members, extension: str, file: BinaryIO
+) -> str | None:
+    """What ``scan.v2.cls`` or ``scan.cls`` says of ``scan.v2.png``."""
+    prefix = extension[: len(extension) - len(extension.rpartition(".")[2])]
+    said: dict[str, str] = {}
+    for end in LABEL_FILES:
+        for name in dict.fromkeys((prefix + end, end)):
+            if name in members:
+                offset, length = members[name]
                 file.seek(offset)
-                label = _parse_label(file.read(min(max(length, 0), 1000)), f"{shard}: {key!r}.cls")
-            samples.append(Sample(key, label, shard, *members[suffixes[0]]))
-    return tuple(samples)
+                data = file.read(min(max(length, 0), LABEL_BYTES))
+                label = parse_label(data, end, f"{shard}: {shorten(key)}.{name}")
+                if label is not None:
+                    said[name] = label
+    if len(set(said.values())) > 1:
+        (one, first), (other, second) = list(said.items())[:2]
+        raise UserError(
+            f"{shard}: {shorten(key)}.{one} says {first}, .{other} {second}; they must agree"
+        )
+    return next(iter(said.values()), None)
 
 
-def _parse_label(data: bytes, place: str) -> str:
-    try:
-        label = data.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        label = ""
-    if not label or not label.isprintable() or len(label) > 200:
-        raise UserError(f"{place}: must hold a class number or name")
-    return str(int(label)) if label.isascii() and label.isdecimal() else label
-
-
-def _members_by_key(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def _members_by_key(shard: Path, passed_over: PassedOver) -> dict[str, _Members]:
     """Sample key -> extension -> (offset, size): names are split as webdataset splits them."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, _Members] = {}
     for name, offset, size in _members(shard):
-        name = name.removeprefix("./")
-        if name.startswith("/") or ".." in name.split("/") or _SHARD_META.match(name):
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            passed_over.add("names with '..'", name)
             continue
-        key, suffix = base_plus_ext(name)
+        if not all(is_visible(part) for part in parts) or _SHARD_META.match("/".join(parts)):
+            continue
+        key, suffix = base_plus_ext("/".join(parts))
         if key is None or suffix is None:
-            continue  # hidden, or without an extension
+            key, suffix = "/".join(parts), ""
         members = samples.setdefault(key, {})
         if suffix.lower() in members:
-            raise UserError(f"{shard}: {name!r} is there twice; keys must differ within a shard")
+            raise UserError(
+                f"{shard}: {shorten(name)} is there twice; keys must differ within a shard"
+            )
         members[suffix.lower()] = (offset, size)
     return samples
 
@@ -198,31 +209,46 @@ def _members_by_key(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
 def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of each file in a tar; folders, devices and pipes are none.
 
-    Links and sparse files come with a size of ``_NO_FILE``, so that a lost image is counted.
+    Links and sparse files come with a size of ``_NO_FILE``, so that a lost image is counted. Tars
+    that were joined end to end are read as one.
     """
     end = 0
     try:
-        with tarfile.open(shard, "r:") as tar:
-            while (member := tar.next()) is not None:
-                if tar.offset <= end:  # a negative size would lead round in a circle
-                    raise tarfile.ReadError("a member of negative size")
-                end = tar.offset
-                # Else the list grows by a kilobyte a member; typeshed does not know it.
-                tar.members.clear()  # type: ignore[missing-attribute]
-                if member.isreg() and not member.issparse():
-                    yield member.name, member.offset_data, member.size
-                elif member.isreg() or member.issym() or member.islnk():
-                    yield member.name, member.offset_data, _NO_FILE
-            # tarfile takes a damaged header, or the end of the file, for the end of the archive;
-            # the real end is a block of zeros.
-            file = tar.fileobj
-            assert file is not None
-            file.seek(tar.offset)
-            complete = file.read(512) == bytes(512)
-            end = tar.offset
+        with open(shard, "rb") as file:
+            while (start := _next_archive(file, end)) is not None:
+                file.seek(start)
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    while (member := tar.next()) is not None:
+                        if tar.offset <= end:  # a negative size would lead round in a circle
+                            raise tarfile.ReadError("a member of negative size")
+                        end = tar.offset
+                        # Else the list grows by a kilobyte a member; typeshed does not know it.
+                        tar.members.clear()  # type: ignore[missing-attribute]
+                        if member.isreg() and not member.issparse():
+                            yield member.name, member.offset_data, member.size
+                        elif member.isreg() or member.issym() or member.islnk():
+                            yield member.name, member.offset_data, _NO_FILE
+                    # tarfile takes a damaged header, or the end of the file, for the end of the
+                    # archive; the real end is a block of zeros.
+                    file.seek(tar.offset)
+                    complete = file.read(_BLOCK) == bytes(_BLOCK)
+                    end = tar.offset + _BLOCK
+                if not complete:
+                    break
     except OSError:
         raise
     except Exception as error:  # tarfile raises nearly anything on damaged input
         raise UserError(f"{shard}: not a plain tar archive, or a damaged one ({error})") from error
     if not complete:
-        raise UserError(f"{shard}: cut short or damaged at byte {end:,}; copy it again")
+        raise UserError(f"{shard}: cut short or damaged at byte {end - _BLOCK:,}; copy it again")
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Where the first archive in a file begins, or the one behind the end mark of another."""
+    file.seek(end)
+    if not end:
+        return 0
+    while block := file.read(_BLOCK):
+        if block.strip(b"\0"):
+            return file.tell() - len(block)
+    return None

@@ -21,6 +21,7 @@ from eval.measures.statistics import Reference, read_statistics, write_statistic
 from eval.networks import NETWORKS, inception, trunk
 from eval.networks.extractor import FeatureExtractor
 from eval.networks.features import FeatureNetwork, Features
+from eval.subjects.real import open_real
 from eval.subjects.samples import open_samples
 from eval.subjects.selection import asked_subset, subset
 from pqvae.data.config import DataConfig
@@ -90,7 +91,8 @@ def score_with(
     n: int | None = None,
     reference_n: int | None = None,
 ) -> Scored:
-    train, test = open_dataset(reference, "train"), open_floor(reference)
+    real = open_real(reference, trained_on=True)
+    train, test = real.splits["train"](), open_floor(real, "train")
     opened = open_samples(samples, n)
     reference_images = asked_subset(train, reference_n, "--reference-n")
     return score(opened, reference_images, test, FeatureExtractor(network, CPU), metrics)
@@ -327,7 +329,7 @@ def test_each_class_is_scored_against_its_own(classes: DataConfig, tmp_path: Pat
     for name, labels in (("right", train.labels[chosen].numpy()), ("wrong", wrong)):
         np.savez(tmp_path / f"{name}.npz", pixels, labels)
         opened = open_samples(tmp_path / f"{name}.npz")
-        test = open_floor(classes)
+        test = open_floor(open_real(classes, trained_on=True), "train")
         extractor = FeatureExtractor(tiny_network(), CPU)
         result = score(opened, subset(train), test, extractor, ["fid", "prc"], by_class=True)
         found[name] = {row["subject"]: row for row in result.rows}
@@ -436,7 +438,7 @@ def nothing(samples: Path) -> None:
     ("spoil", "arguments", "message"),
     [
         (nothing, ["--samples", "no/such"], "no/such: no such folder"),
-        (no_images, [], "images: no PNG or JPEG files"),
+        (no_images, [], "images: no images and no .tar shards in this folder"),
         (nothing, ["--n", "31"], "--n 31: .*images holds 30 images"),
         (nothing, ["--n", "0"], "not a whole number of at least 1"),
         (nothing, ["--metrics", "fidd"], "no metric 'fidd'; did you mean fid?"),

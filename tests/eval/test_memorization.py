@@ -228,6 +228,17 @@ def test_a_subset_of_the_training_images_is_fixed_and_stated(data: DataConfig) -
         compared(images, data, reference_n=1)
 
 
+def test_without_held_out_images_the_samples_stand_alone(data: DataConfig) -> None:
+    images = random_images(10, seed=9)
+    seen = subset(open_dataset(data, "train"))
+    alone = compare(in_memory(images), seen, None, TINY)
+    (row,) = alone.rows
+    beside = compared(images, data).rows[0]
+    assert row["pixels_copies"] == beside["pixels_copies"]
+    assert row["features_distance"] == beside["features_distance"]
+    assert alone.facts["held-out"] == {}
+
+
 def test_pairs_are_drawn_with_the_sample_above(data: DataConfig, tmp_path: Path) -> None:
     images = random_images(3, seed=9)
     indices, distances = torch.tensor([7, 5, 6]), torch.tensor([2.0, 3.0, 1.0])
@@ -358,6 +369,20 @@ def test_command_prints_the_table_and_writes_report_and_pictures(
     assert report["facts"]["sampler"]["seed"] == 5
     pictures = {path.name for path in samples.glob("*.png")}
     assert pictures == {"memorization-features.png", "memorization-pixels.png"}
+
+
+@needs_lite0
+def test_all_images_of_a_plain_reference_count_as_training_images(
+    samples: Path, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "plain", random_images(20, seed=9))  # those of the samples, and more
+    arguments = ["--samples", str(samples), "--reference", str(tmp_path / "plain")]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    report = json.loads((samples / "memorization.json").read_text())
+    (row,) = report["rows"]
+    assert (row["images"], row["equal"]) == (12, 12)
+    assert report["facts"]["training"]["images"] == 20
+    assert any(note.startswith("no held-out images: ") for note in report["notes"])
 
 
 @needs_lite0

@@ -7,5 +7,5 @@ SOURCES: dict[str, Source] = {
     "emoji": emoji.list_samples,
     "cifar10": cifar10.list_samples,
     "a folder of images or of .tar shards": folder.list_samples,
-    "a glob of shards": shards.list_samples,
+    "a glob or range of shards": shards.list_samples,
 }

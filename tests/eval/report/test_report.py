@@ -38,6 +38,14 @@ def test_table_has_a_row_for_each_subject() -> None:
     ]
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    row = {"subject": "samples", "images": 3, "fid": -0.0, "kid": -0.000004, "isc": -0.006}
+    report = dataclasses.replace(REPORT, rows=(row,), facts={"x": {"y": -0.0}})
+    lines = format_report(report, COLUMNS).splitlines()
+    assert lines[1].split() == ["samples", "3", "0.00", "0.00000", "-0.01"]
+    assert lines[3] == "x         y 0"
+
+
 def test_text_states_what_decided_the_numbers() -> None:
     lines = format_report(REPORT, COLUMNS).splitlines()
     assert lines[4:] == [

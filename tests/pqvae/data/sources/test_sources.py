@@ -87,7 +87,7 @@ def test_a_source_may_refuse_what_is_its_own_and_is_named_where_none_takes_a_pat
         open_dataset(DataConfig(path="nowhere"), "train")
     assert str(caught.value) == (
         "nowhere: no such file or folder; give emoji, cifar10, a folder of images or of .tar "
-        "shards, a glob of shards, or wedges:COUNT"
+        "shards, a glob or range of shards, or wedges:COUNT"
     )
 
 
