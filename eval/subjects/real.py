@@ -15,6 +15,7 @@ from pqvae.data.config import NAMED, DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset, open_whole
 from pqvae.data.sample import SPLITS, Split
 from pqvae.errors import UserError
+from pqvae.pretrained import require_path
 from sampling.folder import RECORD
 
 
@@ -86,6 +87,8 @@ def open_reference(samples: Samples, path: str | None) -> RealImages:
         raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
     if path is None and not data:
         raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
+    if path is None and isinstance(data.get("path"), str):
+        require_path(data["path"], f"the images that {record} names", "--reference DATA")
     trained_on = path is None or same_place(path, data.get("path"))
     if not trained_on:
         data = {"path": path, "image_size": samples.image_size}

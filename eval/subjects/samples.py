@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pqvae.cli import next_command
 from pqvae.data.config import NAMED
 from pqvae.data.dataset import list_images
 from pqvae.data.sample import Sample
-from pqvae.errors import UserError
+from pqvae.errors import UserError, is_out_of_memory
 from pqvae.images import FORMATS, ImageError, decode_image
 from sampling.folder import image_path, read_record
 
@@ -65,8 +66,9 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
             "or a folder of images or shards"
         )
     if not path.is_dir() and path.suffix != ".tar":
+        fills = next_command("sampling.generate", "--n", "10000", "--out", path)
         raise UserError(
-            f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
+            f"{path}: no such folder; `{fills}` "
             "fills it, or name a folder of images, of shards, or an .npz file"
         )
     record = read_record(path)
@@ -114,6 +116,8 @@ def _open_array(path: Path, n: int | None) -> Samples:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: not an .npz file of images, or damaged") from error
     shape = arrays[0].shape if arrays else ()
     if not (
