@@ -32,7 +32,8 @@ from stage1_tokenizer.prefixes import (
     residual_shares,
     save_prefix_grid,
 )
-from stage1_tokenizer.quantizers.contract import Description, code_entropy_bits
+from stage1_tokenizer.quantizers.codes import code_entropy_bits
+from stage1_tokenizer.quantizers.contract import Description
 from stage1_tokenizer.tokenizer import Tokenizer
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
