@@ -1,5 +1,6 @@
 """Trainers whose first command was wrong, or whose inputs have moved: the next command works."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -182,9 +183,12 @@ def test_a_missing_compiler_is_named_before_anything_is_read(
 ) -> None:
     for name, value in (("PATH", "/nowhere"), ("CXX", "no-such-compiler")):
         monkeypatch.setenv(name, value)
+    find = importlib.import_module("torch._inductor.cpp_builder").cpp_compiler_search
+    find.cache_clear()  # another test may have compiled
     arguments = ["trainer.compile=true", "data.path=no/such", "tokenizer=no/such"]
     arguments = arguments[:2] if stage is stage_1 else arguments
     message = refusal(capsys, stage(*arguments))
+    find.cache_clear()
     assert message.startswith("trainer.compile=true needs a C++ compiler")
     assert not Path("x").exists()
 
