@@ -15,6 +15,8 @@ from pqvae import distributed
 from pqvae.cli import next_command
 from pqvae.config import config_to_dict
 from pqvae.console import Progress
+from pqvae.data.labels import class_name
+from pqvae.data.passed_over import shorten
 from pqvae.errors import UserError
 from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
@@ -95,6 +97,7 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         "decoder_hash": tokenizer.decoder_hash(),
         "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
         "data": data,
+        "data_hash": provenance.get("data_hash"),
         "versions": versions(),
         "labels": labels,
     }
@@ -105,11 +108,12 @@ def _label(name: str | None, class_names: tuple[str, ...]) -> int | None:
         return None
     if not class_names:
         raise UserError(f"--class {name}: this prior was trained without classes")
-    if name in class_names:
-        return class_names.index(name)
+    known = [class_name(each) for each in class_names]
+    if class_name(name) in known:
+        return known.index(class_name(name))
     if name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(class_names):
         return int(name)
-    raise UserError(f"--class {name}: the classes are {', '.join(class_names)}")
+    raise UserError(f"--class {name}: the classes are {shorten(', '.join(known), 150)}")
 
 
 def _generate(
