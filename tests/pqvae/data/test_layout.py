@@ -32,6 +32,11 @@ def told(paths: str) -> str:
         ("pets/cat/a pets/dog/b", "train:cat:pets/cat/a train:dog:pets/dog/b"),
         ("x/y/cat/a x/y/dog/b", "train:cat:x/y/cat/a train:dog:x/y/dog/b"),
         ("images/a images/b", "train::images/a train::images/b"),
+        ("train/cat/a train/dog/b val/Images/c", "train:cat:cat/a train:dog:dog/b val::Images/c"),
+        (
+            "cat/test/a cat/more/b dog/c",
+            "train:cat:cat/more/b train:cat:cat/test/a train:dog:dog/c",
+        ),
         # Only side by side are they pictures and targets.
         ("images/a cat/b", "train:cat:cat/b train:images:images/a"),
         ("masks/a cat/b", "train:cat:cat/b train:masks:masks/a"),
@@ -82,6 +87,11 @@ def test_a_layout_is_read_as_its_owner_means_it(paths: str, expected: str) -> No
             r"data: train stands beside bus; if all are classes, put them into",
         ),
         ("up/bus/a up/train/c", r"data/up: train stands beside bus"),
+        ("x/images/a x/Masks/b", r"data/x: images and Masks look like pictures"),
+        (
+            "cat/big/train/a cat/big/test/b dog/c",
+            r"splits \(test, train\) lie in cat/big; put them",
+        ),
         ("train/a b", r"data: images lie beside train, which is a split; move them into one"),
         ("images/a masks/b", r"data: images and masks look like pictures and what is to be found"),
         (
