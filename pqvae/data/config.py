@@ -13,7 +13,9 @@ LARGEST = 4096  # pixels, height and width
 @config_class
 class DataConfig:
     path: Annotated[str, PLACE] = Field(
-        default="emoji", min_length=1, description="emoji, cifar10, a folder or a glob of shards"
+        default="emoji",
+        min_length=1,
+        description="emoji, cifar10, a folder or a glob of shards; docs/data.md: how it is read",
     )
     image_size: int = Field(
         default=32,

@@ -90,7 +90,7 @@ def test_a_layout_is_read_as_its_owner_means_it(paths: str, expected: str) -> No
         ("x/images/a x/Masks/b", r"data/x: images and Masks look like pictures"),
         (
             "cat/big/train/a cat/big/test/b dog/c",
-            r"splits \(test, train\) lie in cat/big; put them",
+            r"splits \(test, train\) lie in cat/big",
         ),
         ("train/a b", r"data: images lie beside train, which is a split; move them into one"),
         ("images/a masks/b", r"data: images and masks look like pictures and what is to be found"),
