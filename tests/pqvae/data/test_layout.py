@@ -1,5 +1,7 @@
 """Layouts of folders: what is a split, what a class, what is only looked through."""
 
+from pathlib import Path
+
 import pytest
 
 from pqvae.data.arrange import arrange
@@ -108,6 +110,19 @@ def test_a_layout_with_two_readings_is_refused(paths: str, message: str) -> None
     with pytest.raises(UserError, match=message) as caught:
         listing(paths)
     assert len(str(caught.value)) < 200
+
+
+def test_one_name_of_a_class_in_two_forms_is_one_class() -> None:
+    composed, decomposed = "pens\u00e9e", "pense\u0301e"
+    assert told(f"{decomposed}/a b/c") == f"train:b:b/c train:{composed}:{decomposed}/a"
+
+
+def test_shards_that_cannot_be_told_apart_are_refused() -> None:
+    samples = [Sample("0", None, Path(f"{folder}/x.tar"), 512, 1) for folder in "ab"]
+    with pytest.raises(UserError, match=r"data: two shards of one name hold the same keys"):
+        arrange("data", {"train": samples})
+    samples[1] = Sample("0", None, Path("b/y.tar"), 512, 1)
+    assert [s.key for s in arrange("data", {"train": samples}).samples["train"]] == ["x/0", "y/0"]
 
 
 def test_what_the_names_of_shards_say_comes_first() -> None:
