@@ -20,7 +20,13 @@ from torch.nn import functional as F
 
 from pqvae.config import config_class
 from stage1_tokenizer import quantizers
-from stage1_tokenizer.config import QUANTIZERS, QuantizerConfig, SpatialConfig
+from stage1_tokenizer.config import (
+    LARGEST_BOOK,
+    MOST_CODES,
+    QUANTIZERS,
+    QuantizerConfig,
+    SpatialConfig,
+)
 from stage1_tokenizer.quantizers.contract import Description, Quantizer
 from stage1_tokenizer.quantizers.spatial import CLUSTERED, SpatialQuantizer
 
@@ -28,15 +34,25 @@ from stage1_tokenizer.quantizers.spatial import CLUSTERED, SpatialQuantizer
 @config_class
 class RegistersConfig(QuantizerConfig):
     kind: Literal["registers"] = Field(default="registers", description="tokens that read the map")
-    num_codes: int = Field(default=64, ge=1, description="N: tokens of one image")
-    codebook_size: int = Field(default=512, ge=2, description="K: entries of their one codebook")
-    width: int = Field(default=128, ge=32, multiple_of=32, description="of both transformers")
-    depth: int = Field(default=2, ge=1, description="layers of each")
+    num_codes: int = Field(default=64, ge=1, le=MOST_CODES, description="N: tokens of one image")
+    codebook_size: int = Field(
+        default=512, ge=2, le=LARGEST_BOOK, description="K: entries of their one codebook"
+    )
+    width: int = Field(
+        default=128, ge=32, le=16384, multiple_of=32, description="of both transformers"
+    )
+    depth: int = Field(default=2, ge=1, le=512, description="layers of each")
     commitment: float = Field(
-        default=0.25, ge=0, description="weight of the tokens' squared distance to their entries"
+        default=0.25,
+        ge=0,
+        le=1000,
+        description="weight of the tokens' squared distance to their entries",
     )
     least_uses: float = Field(
-        default=0.8, ge=0, description="entries used less often in a batch, on average, start anew"
+        default=0.8,
+        ge=0,
+        le=1000,
+        description="entries used less often in a batch, on average, start anew",
     )
 
 

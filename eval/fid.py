@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from eval.report.options import (
 )
 from pqvae.cli import Parser, command, positive_int
 from pqvae.errors import UserError
+from pqvae.files import is_same_file
 
 EXAMPLES = """\
   python -m eval.fid
@@ -26,7 +28,7 @@ EXAMPLES = """\
   python -m eval.fid --samples my/pictures --reference emoji --json my-scores.json"""
 
 
-@command
+@functools.partial(command, saves_memory="a smaller --batch-size takes less")
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
@@ -36,8 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if exported:
         if "fid" not in args.metrics:
             raise UserError(f"--export-reference {exported} needs fid among the --metrics")
+        if exported.suffix != ".npz":
+            raise UserError(f"--export-reference {exported}: must end in .npz")
         if not exported.parent.is_dir():
             raise UserError(f"--export-reference {exported}: there is no folder {exported.parent}")
+        for source in (args.samples, Path(args.reference or "")):
+            if is_same_file(exported, source):
+                raise UserError(
+                    f"--export-reference {exported}: would replace {source}; give another name"
+                )
 
     from eval.report.fid import report_fid
 

@@ -4,6 +4,8 @@ import argparse
 import errno
 import functools
 import os
+import re
+import reprlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,9 +16,10 @@ from pqvae import distributed
 from pqvae.config import FORM, load_config, parse_config_arguments
 from pqvae.config_help import describe_keys, format_keys
 from pqvae.console import accept_all_text
-from pqvae.errors import UserError
+from pqvae.errors import UserError, is_out_of_memory
 from pqvae.signals import Stopped, StopRequest
 
+_DIGITS = 30  # of a number at most: Python itself refuses to read thousands
 SIGNALLED = 128  # a shell's exit code is this plus the number of the signal
 
 # Errors of the machine that a user can mend; everything else keeps its traceback.
@@ -28,7 +31,10 @@ _MACHINE_ERRORS = {
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "the name is too long",
 }
+_ASKED = re.compile(r"allocate (\d+(?:\.\d+)?) ?(bytes|[KMGT]iB)")
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -40,8 +46,13 @@ class EntryPoint(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
-def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
-    """Turn ``main(argv)`` into an entry point that returns the exit code: 0, or 2 for bad input."""
+def command(main: Callable[[Sequence[str] | None], None], saves_memory: str = "") -> EntryPoint:
+    """Turn ``main(argv)`` into an entry point that returns the exit code: 0, or 2 for bad input.
+
+    Args:
+        main: The command.
+        saves_memory: What a user can do where the memory does not suffice, if anything.
+    """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -57,11 +68,11 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
         except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except OSError as error:
-            if error.errno not in _MACHINE_ERRORS:
+        except Exception as error:
+            line = _mendable(error, saves_memory)
+            if line is None:
                 raise
-            path = error.filename or "output"
-            print(f"error: {path}: {_MACHINE_ERRORS[error.errno]}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             return 2
         except Stopped as stopped:
             if distributed.is_rank_zero():
@@ -70,6 +81,19 @@ def command(main: Callable[[Sequence[str] | None], None]) -> EntryPoint:
         return 0
 
     return run
+
+
+def _mendable(error: Exception, saves_memory: str) -> str | None:
+    """One line on an error of the machine that a user can mend; None for any other."""
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        return f"{error.filename or 'output'}: {_MACHINE_ERRORS[error.errno]}"
+    if not is_out_of_memory(error):
+        return None
+    asked = _ASKED.search(str(error))
+    size = f" for {asked[1]} {asked[2]} more" if asked else ""
+    if asked and asked[2] == "bytes":
+        size = f" for {int(asked[1]) / 2**20:,.1f} MiB more"
+    return f"the memory does not suffice{size}" + (saves_memory and f"; {saves_memory}")
 
 
 def train_command(
@@ -85,7 +109,6 @@ def train_command(
         run: Does the work; only here may torch be imported.
     """
 
-    @command
     def main(argv: Sequence[str] | None = None) -> None:
         arguments = list(sys.argv[1:] if argv is None else argv)
         if {"-h", "--help"} & set(arguments):
@@ -95,7 +118,8 @@ def train_command(
             return
         run(load_config(config, *parse_config_arguments(arguments)))
 
-    return main
+    saves_memory = "a larger trainer.accumulate or a smaller trainer.batch_size takes less"
+    return command(main, saves_memory)
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,11 +138,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number in this range, ends included."""
+
+    def parse(text: str) -> int:
+        digits = text.isascii() and text.isdecimal() and len(text) <= _DIGITS
+        if not digits or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"{reprlib.repr(text)} is not a whole number of at least {least} and at most {most}"
+            )
+        return int(text)
+
+    return parse
+
+
+positive_int = whole_number(1, 10**9)
 
 
 def next_command(module: str, *arguments: str | Path) -> str:

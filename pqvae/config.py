@@ -40,7 +40,9 @@ T = TypeVar("T", bound="DataclassInstance")
 
 FORM = "[file.yaml] [key=value ...]"
 COMMAND_LINE = "command line"
-HARMLESS = "harmless"  # in Annotated: a run stays the same run, whatever this field's value
+# In Annotated: a run stays the same run, whatever this field's value; or as long as what lies at
+# the place that it names is the same by its hash.
+HARMLESS, PLACE = "harmless", "place"
 
 _Layer = tuple[str, Any]  # source, values
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)
@@ -140,17 +142,20 @@ def changed_keys(a: "DataclassInstance", b: "DataclassInstance") -> list[str]:
     return [key for key in left | right if left.get(key, missing) != right.get(key, missing)]
 
 
-def identity_changes(a: "DataclassInstance", b: "DataclassInstance") -> list[str]:
-    """The changed keys that make ``b`` another run than ``a``: those not marked HARMLESS."""
-    harmless = harmless_keys(type(a), type(b))
-    return [key for key in changed_keys(a, b) if key not in harmless]
+def identity_changes(
+    a: "DataclassInstance", b: "DataclassInstance", marks: Sequence[str] = (HARMLESS,)
+) -> list[str]:
+    """The changed keys that make ``b`` another run than ``a``: those without one of the marks."""
+    same = marked_keys(marks, type(a), type(b))
+    return [key for key in changed_keys(a, b) if key not in same]
 
 
-def harmless_keys(*classes: type) -> set[str]:
-    """The dotted keys of config classes that are marked HARMLESS wherever they occur."""
-    keys = [key for cls in classes for key in walk_keys(cls)]
-    harmless = {key.name for key in keys if HARMLESS in key.info.metadata}
-    return harmless - {key.name for key in keys if HARMLESS not in key.info.metadata}
+def marked_keys(marks: Sequence[str], *classes: type) -> set[str]:
+    """The dotted keys of config classes that bear one of these marks wherever they occur."""
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for key in (key for cls in classes for key in walk_keys(cls)):
+        found[any(mark in key.info.metadata for mark in marks)].add(key.name)
+    return found[True] - found[False]
 
 
 class _Key(NamedTuple):

@@ -1,6 +1,7 @@
 """Texts of configs: yaml in which no scalar gets a type from its looks, and values in words."""
 
 import contextlib
+import reprlib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
@@ -81,7 +82,7 @@ def convert(value: Any, info: FieldInfo, where: str) -> Any:
         right = in_words(info.annotation)
         if _RANGES.keys() & limits.keys():
             right, value = range_in_words(info), first["input"]
-        shown = "null" if value is None else repr(value)
+        shown = "null" if value is None else reprlib.repr(value)  # cuts what is long
         raise UserError(f"{where} must be {right}, not {shown}") from error
 
 
@@ -136,12 +137,16 @@ def in_words(kind: Any) -> str:
 
 
 def range_in_words(info: FieldInfo) -> str:
-    limits = [
-        words.format(as_typed(getattr(mark, name)))
-        for name, words in _RANGES.items()
+    marks = {
+        name: as_typed(getattr(mark, name))
+        for name in _RANGES
         for mark in info.metadata
         if hasattr(mark, name)
-    ]
+    }
+    limits = []
+    if marks.keys() >= {"ge", "le"}:
+        limits.append(f"{marks.pop('ge')} to {marks.pop('le')}")
+    limits += [_RANGES[name].format(limit) for name, limit in marks.items()]
     if get_origin(info.annotation) is tuple:
         each = range_in_words(FieldInfo.from_annotation(get_args(info.annotation)[0]))
         limits += [f"each {each}"] if each else []

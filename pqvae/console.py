@@ -1,6 +1,7 @@
 """What a person reads while a command works: lines and bars on stderr."""
 
 import codecs
+import contextlib
 import io
 import sys
 import time
@@ -39,9 +40,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One line of progress, on stderr; of several processes, the first speaks."""
+    """One line of progress, on stderr; of several processes, the first speaks.
+
+    Where nobody reads it any more, or its file is full, the work goes on.
+    """
     if distributed.is_rank_zero():
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 class Progress:

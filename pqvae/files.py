@@ -137,6 +137,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not a JSON file; it is damaged or foreign") from None
 
 
+def is_same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file that is there, also by links or other spellings."""
+    return a.is_file() and b.is_file() and a.samefile(b)
+
+
 def cache_root() -> Path:
     """The folder for what can be made anew: ``$XDG_CACHE_HOME/pqvae``, by default in ``~/.cache``.
 

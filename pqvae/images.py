@@ -1,10 +1,11 @@
 """The only place where pixels change form: files, uint8 (B, 3, H, W), float32 in [-1, 1], grids."""
 
+import contextlib
 import io
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +89,27 @@ def decode_image(data: bytes, size: int) -> Tensor:
         ImageError: The bytes are not an image, are damaged, hold more than ``MAX_PIXELS``, or
             values of which it is not known which is white.
     """
+    with _as_image_error(data):
+        return torch.from_numpy(np.array(_decode(data, size))).permute(2, 0, 1)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture in pixels, before it is turned; raises as decoding does."""
+    with _as_image_error(data):
+        return _open(split_file(data)[0]).size
+
+
+@contextlib.contextmanager
+def _as_image_error(data: bytes) -> Iterator[None]:
     if not data:
         raise ImageError("empty file")
     try:
-        image = _decode(data, size)
+        yield
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 # What EXIF calls the orientation of a picture, and what makes it upright.

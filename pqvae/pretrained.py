@@ -25,8 +25,9 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pqvae.config import config_from_dict, config_to_dict, harmless_keys
+from pqvae.config import HARMLESS, config_from_dict, config_to_dict, marked_keys
 from pqvae.data.config import NAMED, DataConfig
+from pqvae.data.sources import SOURCES
 from pqvae.errors import UserError
 from pqvae.files import atomic_path, read_json, write_json
 
@@ -128,7 +129,9 @@ def provenance_of(data: DataConfig, content_hash: str) -> dict[str, Any]:
         data: Where the images are, and how they are augmented.
         content_hash: Of the train split.
     """
-    decisive = {field.name for field in dataclasses.fields(data)} - harmless_keys(DataConfig)
+    decisive = {field.name for field in dataclasses.fields(data)} - marked_keys(
+        [HARMLESS], DataConfig
+    )
     values = {key: value for key, value in config_to_dict(data).items() if key in decisive}
     return {"data": values, "data_hash": content_hash}
 
@@ -146,8 +149,19 @@ def find_path(path: str, provenance: Mapping[str, Any]) -> str:
     return path
 
 
+def require_path(path: str, what: str, option: str) -> None:
+    """Check that what is recorded to lie at a path is there; of a pattern nothing is said.
+
+    Raises:
+        UserError: It is not; names the option that says where it is now.
+    """
+    plain = path not in SOURCES and not set(path) & set("*?[{,")
+    if plain and not Path(path).expanduser().exists():
+        raise UserError(f"{path}: no such file or folder; say where {what} are now: {option}")
+
+
 def recorded_data(
-    provenance: Mapping[str, Any], model: str, given: str | None, option: str
+    provenance: Mapping[str, Any], model: str, given: str | None, option: str | None
 ) -> DataConfig:
     """The data that a model was trained on, where they are now.
 
@@ -155,10 +169,10 @@ def recorded_data(
         provenance: Of the model.
         model: Its folder, for messages.
         given: Where the data are, if the user says so; all else is as recorded.
-        option: What the user types to say so.
+        option: What the user types to say so; None where the data are not to be opened.
 
     Raises:
-        UserError: Nothing is recorded.
+        UserError: Nothing is recorded, or the data are not where they were.
     """
     values = provenance.get("data")
     if not isinstance(values, dict) or "path" not in values:
@@ -170,6 +184,8 @@ def recorded_data(
     path = values["path"] if given is None else given
     if given is None and path not in NAMED:
         path = find_path(path, provenance)
+        if option is not None:
+            require_path(path, f"the images that {model} was trained on", option)
     return config_from_dict(DataConfig, {**values, "path": path}, f"{model}: its data")
 
 

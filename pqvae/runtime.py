@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pqvae import __version__, distributed
-from pqvae.errors import UserError
+from pqvae.errors import UserError, is_out_of_memory
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -28,7 +28,11 @@ def select_device(name: str = "auto") -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"device {name!r} cannot be used here; try auto or cpu") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device {name!r} is not supported; try auto, cpu, cuda or mps")
     return device
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pqvae.cli import next_command
 from pqvae.errors import UserError
 from pqvae.files import atomic_path, read_json, write_json
 from pqvae.images import decode_image, encode_png, save_grid
@@ -71,8 +72,9 @@ def open_folder(folder: Path, record: Mapping[str, Any]) -> list[int]:
             )
         if before.get("n", 0) > record["n"]:
             raise UserError(
-                f"{folder} holds {before['n']} samples already; python -m eval.fid --n "
-                f"{record['n']} scores the first {record['n']} of them"
+                f"{folder} holds {before['n']} samples already; "
+                f"{next_command('eval.fid', '--samples', folder, '--n', str(record['n']))} "
+                f"scores the first {record['n']} of them"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not a folder of samples; choose another one (--out)")

@@ -1,12 +1,14 @@
 """Command: generate N images into a folder; resumes where it was cut, never overwrites silently."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqvae.cli import Parser, command, positive_int
+from pqvae.cli import Parser, command, positive_int, whole_number
 from pqvae.errors import UserError
+from sampling.settings import SamplingSettings
 
 EXAMPLES = """\
   python -m sampling.generate --n 10000
@@ -15,11 +17,14 @@ EXAMPLES = """\
   python -m sampling.generate --n 50000 --npz samples.npz"""
 
 
-@command
+@functools.partial(command, saves_memory="a smaller --batch-size takes less")
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; --help answers before torch is imported."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
+    args.settings = _settings(args)
+    if args.npz and args.npz.suffix != ".npz":
+        raise UserError(f"--npz {args.npz}: must end in .npz")
     if args.npz and not args.npz.parent.is_dir():
         raise UserError(f"--npz {args.npz}: there is no folder {args.npz.parent}")
 
@@ -52,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the images go (default: %(default)s)",
     )
-    add("--seed", type=_seed, default=0, help="image i is a function of it (default: 0)")
+    add(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        default=0,
+        help="image i is a function of it (default: 0)",
+    )
     add(
         "--class",
         dest="class_name",
@@ -87,10 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
-    return int(text)
+def _settings(args: argparse.Namespace) -> SamplingSettings:
+    try:
+        return SamplingSettings(
+            temperature=args.temperature, top_p=args.top_p, guidance=args.guidance
+        )
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What ``sampling.generate`` does: open the models, fill the folder block by block, record it."""
 
 import argparse
+import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from pqvae import distributed
 from pqvae.cli import next_command
 from pqvae.config import config_to_dict
 from pqvae.console import Progress
+from pqvae.data.labels import class_name
+from pqvae.data.passed_over import shorten
 from pqvae.errors import UserError
 from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device, versions
 from sampling.folder import close_folder, open_folder, write_image, write_npz
-from sampling.sampler import SamplingSettings, block_size, sample_codes
+from sampling.sampler import block_size, sample_codes
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
@@ -42,15 +45,16 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     prior = Prior.from_pretrained(args.prior).to(device)
     tokenizer, tokenizer_folder = open_tokenizer_of(prior, args.prior, args.tokenizer)
     tokenizer.to(device)
-    settings = _settings(args, prior)
-    record = _record(args, prior, tokenizer, settings)
+    if args.settings.guidance != 1 and not prior.class_names:
+        raise UserError("--guidance: this prior has no classes to be guided to")
+    record = _record(args, prior, tokenizer)
     record |= {
         "tokenizer": str(tokenizer_folder),
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
     }
     with distributed.process_group(device):
         missing = distributed.on_rank_zero(lambda: open_folder(args.out, record))
-        _generate(args, record, missing, tokenizer, prior, settings)
+        _generate(args, record, missing, tokenizer, prior)
         distributed.barrier()
         distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
     if distributed.is_rank_zero():
@@ -62,21 +66,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         )
 
 
-def _settings(args: argparse.Namespace, prior: Prior) -> SamplingSettings:
-    try:
-        settings = SamplingSettings(
-            temperature=args.temperature, top_p=args.top_p, guidance=args.guidance
-        )
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
-    if settings.guidance != 1 and not prior.class_names:
-        raise UserError("--guidance: this prior has no classes to be guided to")
-    return settings
-
-
-def _record(
-    args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer, settings: SamplingSettings
-) -> dict[str, Any]:
+def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dict[str, Any]:
     """What ``samples.json`` says, but for where the tokenizer is and what was typed."""
     prefix_length = args.prefix or tokenizer.num_codes
     if prefix_length not in tokenizer.quantizer.cuts:
@@ -91,14 +81,12 @@ def _record(
     provenance = prior.provenance if "data" in prior.provenance else tokenizer.provenance
     data = {}
     if "data" in provenance:
-        data = config_to_dict(recorded_data(provenance, str(args.prior), None, ""))
+        data = config_to_dict(recorded_data(provenance, str(args.prior), None, None))
     return {
         "n": args.n,
         "seed": args.seed,
         "settings": {
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "guidance": settings.guidance,
+            **dataclasses.asdict(args.settings),
             "class": None if label is None else prior.class_names[label],
             "prefix": prefix_length,
         },
@@ -109,6 +97,7 @@ def _record(
         "decoder_hash": tokenizer.decoder_hash(),
         "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
         "data": data,
+        "data_hash": provenance.get("data_hash"),
         "versions": versions(),
         "labels": labels,
     }
@@ -119,11 +108,12 @@ def _label(name: str | None, class_names: tuple[str, ...]) -> int | None:
         return None
     if not class_names:
         raise UserError(f"--class {name}: this prior was trained without classes")
-    if name in class_names:
-        return class_names.index(name)
-    if name.isascii() and name.isdecimal() and int(name) < len(class_names):
+    known = [class_name(each) for each in class_names]
+    if class_name(name) in known:
+        return known.index(class_name(name))
+    if name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(class_names):
         return int(name)
-    raise UserError(f"--class {name}: the classes are {', '.join(class_names)}")
+    raise UserError(f"--class {name}: the classes are {shorten(', '.join(known), 150)}")
 
 
 def _generate(
@@ -132,7 +122,6 @@ def _generate(
     missing: list[int],
     tokenizer: Tokenizer,
     prior: Prior,
-    settings: SamplingSettings,
 ) -> None:
     """Make this process's share of the missing images.
 
@@ -157,7 +146,7 @@ def _generate(
             elif prior.class_names:
                 labels = class_labels(args.seed, indices, prior.class_counts)
             prefix = record["settings"]["prefix"]
-            codes = sample_codes(prior, labels, indices, args.seed, prefix, settings)
+            codes = sample_codes(prior, labels, indices, args.seed, prefix, args.settings)
             images = to_uint8(tokenizer.decode(codes)).cpu()
             made = [
                 writers.submit(write_image, args.out, index, image)

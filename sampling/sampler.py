@@ -5,12 +5,13 @@ on blocks of one shape: kernels round by the shape of a batch, and a draw may fa
 of the border between two codes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sampling.filters import filtered_probabilities, guide
+from sampling.settings import SamplingSettings
 from stage2_prior.drawing import draw_codes
 from stage2_prior.prior import Prior
 from stage2_prior.unroll import unroll
@@ -23,21 +24,6 @@ BLOCK_IMAGES = {"cpu": 128, "cuda": 256, "mps": 256}
 def block_size(device: torch.device) -> int:
     """How many images are sampled at once on a device, always; multiples of it waste nothing."""
     return BLOCK_IMAGES[device.type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    guidance: float = 1.0  # 1: the plain conditional model
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 10:
-            raise ValueError(f"temperature must be 0 to 10, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 <= self.guidance <= 20:
-            raise ValueError(f"guidance must be 0 to 20, not {self.guidance}")
 
 
 def sample_codes(

@@ -1,35 +1,44 @@
 """Every knob of stage 1; imports no torch, as --help lists them all."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pqvae.config import HARMLESS, OneOf, config_class
-from pqvae.data.config import DataConfig
-from pqvae.training.config import TrainerConfig
+from pqvae.data.config import LARGEST, DataConfig
+from pqvae.training.config import ENDLESS, TrainerConfig
+
+# Far above what is of use: of more, only the memory would say so.
+MOST_CODES, LARGEST_BOOK, MOST_DIRECTIONS = 4096, 2**20, 2**16
+
+Width = Annotated[int, Field(ge=16, le=4096, multiple_of=16)]
+Blocks = Annotated[int, Field(ge=0, le=64)]
+BookSize = Annotated[int, Field(ge=2, le=LARGEST_BOOK)]
 
 
 @config_class
 class ArchitectureConfig:
-    widths: tuple[int, ...] = Field(
-        default=(32, 64), min_length=1, description="channels after each halving of the resolution"
+    widths: tuple[Width, ...] = Field(
+        default=(32, 64),
+        min_length=1,
+        max_length=8,
+        description="channels after each halving of the resolution",
     )
-    encoder_blocks: tuple[int, ...] = Field(
+    encoder_blocks: tuple[Blocks, ...] = Field(
         default=(0, 3), description="residual blocks at each of these resolutions"
     )
-    decoder_blocks: tuple[int, ...] = Field(default=(0, 3), description="the same of the decoder")
+    decoder_blocks: tuple[Blocks, ...] = Field(
+        default=(0, 3), description="the same of the decoder"
+    )
     attention: bool = Field(
         default=False, description="attention after each residual block of the lowest resolution"
     )
-    latent_channels: int = Field(default=16, ge=1, description="of the latent map")
+    latent_channels: int = Field(default=16, ge=1, le=4096, description="of the latent map")
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.encoder_blocks) == len(self.decoder_blocks):
             raise ValueError("widths, encoder_blocks and decoder_blocks must be equally long")
-        if any(width < 16 or width % 16 for width in self.widths):
-            raise ValueError(f"widths {list(self.widths)} must be multiples of 16")
-        if min(self.encoder_blocks) < 0 or min(self.decoder_blocks) < 0:
-            raise ValueError("encoder_blocks and decoder_blocks cannot be negative")
         if not self.latent_channels <= 3 * self.downsampling**2:
             raise ValueError(
                 f"latent_channels is {self.latent_channels}; a patch has "
@@ -64,6 +73,7 @@ class QuantizerConfig:
     revive_every: int = Field(
         default=100,
         ge=1,
+        le=ENDLESS,
         description="steps over which uses are counted, then unused entries revived",
     )
 
@@ -73,21 +83,28 @@ class ResidualConfig(QuantizerConfig):
     """The progressive quantizer."""
 
     kind: Literal["residual"] = Field(default="residual", description="nearest entries, subtracted")
-    num_codes: int = Field(default=32, ge=1, description="N: codes of one image")
-    codebook_sizes: tuple[int, ...] = Field(
+    num_codes: int = Field(default=32, ge=1, le=MOST_CODES, description="N: codes of one image")
+    codebook_sizes: tuple[BookSize, ...] = Field(
         default=(256,),
         description="K_i: one for all, one for the learned and one for the shared, or one for each",
     )
     learned_codes: int = Field(
         default=8,
         ge=1,
+        le=MOST_CODES,
         description="L: positions with entries of their own; later ones share a codebook",
     )
     rank: int = Field(
-        default=256, ge=1, description="r: principal directions of the residual that these describe"
+        default=256,
+        ge=1,
+        le=MOST_DIRECTIONS,
+        description="r: principal directions of the residual that these describe",
     )
     subspace: int = Field(
-        default=16, ge=1, description="n: how many of them each late position describes"
+        default=16,
+        ge=1,
+        le=MOST_DIRECTIONS,
+        description="n: how many of them each late position describes",
     )
     decay_start: float = Field(
         default=0.97, gt=0, lt=1, description="of the moving averages, at the start of training"
@@ -111,8 +128,6 @@ class ResidualConfig(QuantizerConfig):
                 f"codebook_sizes has {len(self.codebook_sizes)} numbers; give 1 for all positions, "
                 f"2 for those before and after learned_codes, or num_codes={self.num_codes} of them"
             )
-        if min(self.codebook_sizes) < 2:
-            raise ValueError("codebook_sizes must be at least 2 each; 1 entry says nothing")
         if not self.subspace <= self.rank:
             raise ValueError(
                 f"subspace is {self.subspace}, but must be 1 to rank, which is {self.rank}"
@@ -139,19 +154,18 @@ class GumbelConfig(QuantizerConfig):
     kind: Literal["gumbel"] = Field(
         default="gumbel", description="random codes, entries by gradient"
     )
-    num_codes: int = Field(default=32, ge=1, description="N: codes of one image")
-    codebook_sizes: tuple[int, ...] = Field(
+    num_codes: int = Field(default=32, ge=1, le=MOST_CODES, description="N: codes of one image")
+    codebook_sizes: tuple[BookSize, ...] = Field(
         default=(256,), description="K_i: one for all, or one for each"
     )
     entropy_weight: float = Field(
-        default=0.05, ge=0, description="of H(Z|X) - H(Z) of a code, in nats, in the loss"
+        default=0.05, ge=0, le=1000, description="of H(Z|X) - H(Z) of a code, in nats, in the loss"
     )
 
     def __post_init__(self) -> None:
-        if len(self.codebook_sizes) not in (1, self.num_codes) or min(self.codebook_sizes) < 2:
+        if len(self.codebook_sizes) not in (1, self.num_codes):
             raise ValueError(
-                f"codebook_sizes must be 1 number or num_codes={self.num_codes} of them, each at "
-                "least 2"
+                f"codebook_sizes must be 1 number or num_codes={self.num_codes} of them"
             )
 
     @property
@@ -168,15 +182,23 @@ class SpatialConfig(QuantizerConfig):
     kind: Literal["spatial"] = Field(
         default="spatial", description="a code for each place, to compare"
     )
-    codebook_size: int = Field(default=512, ge=2, description="K: entries of each level's codebook")
+    codebook_size: int = Field(
+        default=512, ge=2, le=LARGEST_BOOK, description="K: entries of each level's codebook"
+    )
     levels: int = Field(
-        default=1, ge=1, description="codes of a place, each of what is left by those before"
+        default=1,
+        ge=1,
+        le=MOST_CODES,
+        description="codes of a place, each of what is left by those before",
     )
     fold: int = Field(
-        default=1, ge=1, description="side of the squares of the map that are one place"
+        default=1, ge=1, le=LARGEST, description="side of the squares of the map that are one place"
     )
     least_uses: float = Field(
-        default=0.8, ge=0, description="entries used less often in a batch, on average, start anew"
+        default=0.8,
+        ge=0,
+        le=1000,
+        description="entries used less often in a batch, on average, start anew",
     )
 
 
@@ -187,15 +209,19 @@ class FSQConfig(QuantizerConfig):
     kind: Literal["fsq"] = Field(
         default="fsq", description="rounded numbers at each place, to compare"
     )
-    levels: tuple[int, ...] = Field(
+    levels: tuple[BookSize, ...] = Field(
         default=(8, 8, 8),
         min_length=1,
+        max_length=16,
         description="values that each number of a place is rounded to",
     )
 
     def __post_init__(self) -> None:
-        if min(self.levels) < 2:
-            raise ValueError("levels must be at least 2 each; 1 value says nothing")
+        if math.prod(self.levels) > LARGEST_BOOK:
+            raise ValueError(
+                f"levels multiply to {math.prod(self.levels)} values of a place, but must to at "
+                f"most {LARGEST_BOOK}"
+            )
 
 
 # By the value of `kind`.
@@ -228,7 +254,7 @@ DECODERS: dict[str, type[DecoderConfig]] = {"direct": DirectConfig}
 
 @config_class
 class TokenizerConfig:
-    image_size: int = Field(ge=8, description="pixels, height and width")
+    image_size: int = Field(ge=8, le=LARGEST, description="pixels, height and width")
     architecture: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     quantizer: Annotated[QuantizerConfig, OneOf(QUANTIZERS)] = Field(default_factory=ResidualConfig)
 
@@ -242,7 +268,10 @@ class ObjectiveConfig:
         description="of the images are decoded from all codes, others from a prefix",
     )
     commitment: float = Field(
-        default=0.25, ge=0, description="weight of |f - f_N|^2: keeps the encoder near its codes"
+        default=0.25,
+        ge=0,
+        le=1000,
+        description="weight of |f - f_N|^2: keeps the encoder near its codes",
     )
 
 

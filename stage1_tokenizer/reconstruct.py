@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pqvae.cli import Parser, command, positive_int
 from pqvae.errors import UserError
+from pqvae.files import is_same_file
 
 EXAMPLES = """\
   python -m stage1_tokenizer.reconstruct photo.jpg
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"--out {args.out}: must end in .png, as it becomes a PNG")
+    for image in args.images:
+        if is_same_file(args.out, image):
+            raise UserError(f"--out {args.out}: is the picture {image} itself; give another name")
     if not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
 

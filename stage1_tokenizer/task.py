@@ -12,13 +12,14 @@ from pqvae.cli import next_command
 from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
-from pqvae.data.dataset import open_splits
+from pqvae.data.dataset import ImageDataset, open_splits
 from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.pretrained import provenance_of
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.training.compiler import require_compiler
 from pqvae.training.loop import train
 from pqvae.training.run_folder import open_run
 from pqvae.training.task import Evaluation
@@ -31,7 +32,8 @@ from stage1_tokenizer.prefixes import (
     residual_shares,
     save_prefix_grid,
 )
-from stage1_tokenizer.quantizers.contract import Description, code_entropy_bits
+from stage1_tokenizer.quantizers.codes import code_entropy_bits
+from stage1_tokenizer.quantizers.contract import Description
 from stage1_tokenizer.tokenizer import Tokenizer
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
@@ -58,6 +60,7 @@ class TokenizerTask:
         splits = open_splits(config.data)
         say_splits(splits)
         self.train_images, self.val_images, self.test_images = splits.values()
+        _check_variance(self.train_images, config)
         torch.manual_seed(config.trainer.seed)
         self.tokenizer = Tokenizer(
             TokenizerConfig(
@@ -96,9 +99,13 @@ class TokenizerTask:
         patches = [self.images(step) for step in range(-(-PATCH_IMAGES // size))]
         self.tokenizer.init_from_images(torch.cat(patches).to(device))
         count = -(-max(START_IMAGES, 2 * max(self.quantizer.sizes)) // size)
-        batches = (self.images(step).to(device) for step in range(count))
+        pieces = distributed.world_size() * self.config.trainer.accumulate
+        # In the pieces of a step: of more at once the activations may not fit.
+        parts = torch.arange(size).tensor_split(pieces)
+        bounds = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+        batches = (self.images(step, part) for step in range(count) for part in bounds)
         with torch.inference_mode():
-            encoded = torch.cat([self.tokenizer.encoder(batch) for batch in batches])
+            encoded = torch.cat([self.tokenizer.encoder(batch.to(device)) for batch in batches])
         self.quantizer.start(encoded.clone(), self.generator(Stream.START, 0))
 
     def generator(self, stream: Stream, step: int) -> torch.Generator:
@@ -194,6 +201,20 @@ class TokenizerTask:
         self.quantizer.load_training_state(state["quantizer"])
 
 
+def _check_variance(images: ImageDataset, config: Config) -> None:
+    """Refuse images of one colour: what starts from their patches would divide by a zero."""
+    side = config.architecture.downsampling
+    repeats = config.data.image_size // side
+    first = images.images([0])[..., :side, :side].tile(repeats, repeats)
+    for chunk in torch.arange(len(images)).split(64):
+        if (images.images(chunk) != first).any():
+            return
+    raise UserError(
+        f"{config.data.path}: there is no variance in the training images, which are all of one "
+        "colour or pattern; give images that differ"
+    )
+
+
 def training_codes(tokenizer: Tokenizer, task: TokenizerTask) -> Tensor:
     """Codes int64 (n, N) of augmented training images, enough to judge every entry's use."""
     needed, size = IMAGES_PER_ENTRY * max(tokenizer.quantizer.sizes), task.config.trainer.batch_size
@@ -243,6 +264,8 @@ def run(config: Config) -> None:
     """Train as the config says, or resume, and write ``result.json``."""
     folder = Path(config.out)
     runtime = select_runtime(config.device)
+    if config.trainer.compile:
+        require_compiler(runtime.device)
     with distributed.process_group(runtime.device):
         task = TokenizerTask(config, runtime, folder)
         with open_run(config, folder):
@@ -254,13 +277,12 @@ def run(config: Config) -> None:
 
 def finish(task: TokenizerTask, trained: dict[str, float]) -> None:
     """Measure the kept model, write ``result.json``, and say what to do next."""
-    folder, out = task.folder, task.config.out
+    folder, out = task.folder, str(task.folder)  # without a last slash
     result = report(task, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}; dead entries {result['dead_entries']}")
     text = "  ".join(f"{k}:{value:.2f}" for k, value in result["psnr"].items())
     print(f"test PSNR in dB by prefix length  {text}")
-    out = out.rstrip("/")
     again = [] if out == Config().out else [f"tokenizer={out}", f"out={out}-prior"]
     print(
         f"made {folder}/model; look at {folder}/prefixes.png, "

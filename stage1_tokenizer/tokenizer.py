@@ -16,12 +16,14 @@ from stage1_tokenizer import decoders, quantizers
 from stage1_tokenizer.config import DECODERS, DecoderConfig, DirectConfig, TokenizerConfig
 from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.encoder import Encoder
+from stage1_tokenizer.quantizers.codes import Codes, as_codes
 from stage1_tokenizer.quantizers.contract import Quantizer
 from stage1_tokenizer.refine import refine as refined_codes
 from stage1_tokenizer.version1 import upgrade_config, upgrade_tensors
 
 FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under squared error
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
+REACH = 1.01  # of pixels: 1, and some rounding
 # Pixels that the networks take at once. Always as many images, padded: kernels round by the shape
 # of a batch, and the codes and pixels of an image are to depend on that image alone.
 BLOCK_PIXELS = {"cpu": 1 << 15, "cuda": 1 << 18, "mps": 1 << 17}
@@ -104,6 +106,7 @@ class Tokenizer(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """The latents f that are quantized: images (B, 3, H, W) in [-1, 1] -> float32 (B, D)."""
+        images = images.to(self.encoder.shortcut.weight.dtype)  # after `half()`
         return self.quantizer.normalize(self.encoder(images))
 
     @torch.no_grad()
@@ -122,7 +125,8 @@ class Tokenizer(nn.Module):
             Codes, int64 (B, N), coarse first; row b depends on image b alone.
 
         Raises:
-            ValueError: The images have another size, the beam is below 1, or refine below 0.
+            ValueError: The images have another size or range, the beam is below 1, or refine
+                below 0.
         """
         if beam < 1:
             raise ValueError(f"beam is {beam}, but must be at least 1")
@@ -131,6 +135,7 @@ class Tokenizer(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images must be (B, 3, {size}, {size}), not {tuple(images.shape)}")
+        _check_range(images)
 
         def encode_block(block: Tensor) -> Tensor:
             latents = self.latents(block)
@@ -143,13 +148,13 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, codes: Tensor, decoder: str = FAITHFUL, generator: torch.Generator | None = None
+        self, codes: Codes, decoder: str = FAITHFUL, generator: torch.Generator | None = None
     ) -> Tensor:
         """Decode any prefix of the codes to whole images.
 
         Args:
-            codes: A prefix of an encoding, int64 (B, k) in [0, K), with k among
-                ``quantizer.cuts``: of the progressive quantizer every k from 1 to N.
+            codes: A prefix of an encoding, whole numbers of any type, (B, k) in [0, K), with k
+                among ``quantizer.cuts``: of the progressive quantizer every k from 1 to N.
             decoder: Which decoder.
             generator: Of a decoder that draws what the codes leave unsaid.
 
@@ -157,7 +162,7 @@ class Tokenizer(nn.Module):
             Images, float32 (B, 3, H, W) in [-1, 1]; equal for equal prefixes, whatever follows.
 
         Raises:
-            ValueError: k is 0 or above N, or a code is outside [0, K).
+            ValueError: k is 0 or above N, or a code is no whole number in [0, K).
             UserError: There is no such decoder.
         """
         network = self.decoder(decoder)
@@ -165,10 +170,10 @@ class Tokenizer(nn.Module):
         def decode_block(block: Tensor) -> Tensor:
             return network(*self._prefix(block), generator).float().clamp(-1, 1)
 
-        return self._in_blocks(decode_block, codes)
+        return self._in_blocks(decode_block, as_codes(codes, self.device))
 
     @torch.no_grad()
-    def features(self, codes: Tensor) -> Tensor:
+    def features(self, codes: Codes) -> Tensor:
         """What any prefix of the codes means: numbers to search and to classify images by.
 
         They are the faithful decoder's, before the picture grows, averaged over the cells of a 4x4
@@ -188,7 +193,7 @@ class Tokenizer(nn.Module):
             maps = self.decoder().features(*self._prefix(block)).float()
             return F.adaptive_avg_pool2d(maps, FEATURE_GRID).flatten(1)
 
-        return self._in_blocks(features_of_block, codes)
+        return self._in_blocks(features_of_block, as_codes(codes, self.device))
 
     def _in_blocks(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """What a function makes of rows (B, ...), in blocks of one size, the last one padded."""
@@ -201,8 +206,8 @@ class Tokenizer(nn.Module):
 
     def _prefix(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """What a decoder is given for prefixes (B, k): their latents and lengths."""
-        lengths = torch.full((len(codes),), codes.shape[1], device=codes.device)
-        return self.quantizer.decode(codes), lengths
+        latents = self.quantizer.decode(codes)
+        return latents, torch.full((len(codes),), codes.shape[1], device=codes.device)
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
@@ -263,3 +268,13 @@ class Tokenizer(nn.Module):
             raise UserError(f"{folder}: the tokenizer there is of another version") from error
         tokenizer.content_hash, tokenizer.provenance = stored.content_hash, stored.provenance
         return tokenizer.eval()
+
+
+def _check_range(images: Tensor) -> None:
+    if not images.is_floating_point():
+        raise ValueError(f"images must be float in [-1, 1], not {images.dtype}; see to_float")
+    if not images.numel():
+        return
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= -REACH and high <= REACH):  # not a number is neither
+        raise ValueError(f"images must lie in [-1, 1], but reach from {low:g} to {high:g}")

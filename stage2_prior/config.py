@@ -4,15 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pqvae.config import HARMLESS, config_class
+from pqvae.config import HARMLESS, PLACE, config_class
 from pqvae.training.config import TrainerConfig
 
 
 @config_class
 class PriorConfig:
-    width: int = Field(default=192, ge=32, description="of the transformer")
-    depth: int = Field(default=4, ge=1, description="transformer layers")
-    heads: int = Field(default=3, ge=1, description="of attention; each at least 32 wide")
+    width: int = Field(default=192, ge=32, le=16384, description="of the transformer")
+    depth: int = Field(default=4, ge=1, le=512, description="transformer layers")
+    heads: int = Field(default=3, ge=1, le=512, description="of attention; each at least 32 wide")
     dropout: float = Field(
         default=0.0,
         ge=0,
@@ -26,7 +26,10 @@ class PriorConfig:
         description="share of images trained without their class, for guidance",
     )
     code_features: int = Field(
-        default=128, ge=1, description="dimensions of the latent that the prior sees of each code"
+        default=128,
+        ge=1,
+        le=2**16,
+        description="dimensions of the latent that the prior sees of each code",
     )
 
     def __post_init__(self) -> None:
@@ -47,7 +50,7 @@ class DataPlace:
 @config_class
 class Config:
     out: Annotated[str, HARMLESS] = Field(default="runs/prior", description="the run folder")
-    tokenizer: str = Field(
+    tokenizer: Annotated[str, PLACE] = Field(
         default="runs/tokenizer",
         description="a run folder of stage 1; its data are this run's data",
     )
@@ -59,6 +62,7 @@ class Config:
     views: int = Field(
         default=8,
         ge=1,
+        le=10**4,
         description="encodings of each training image: itself, and others augmented",
     )
     prior: PriorConfig = Field(default_factory=PriorConfig)

@@ -15,7 +15,6 @@ order of the codes is ``sequence.py``'s, and here they come and go by place.
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,13 @@ from torch.nn import functional as F
 
 from pqvae.config import config_from_dict, config_to_dict
 from pqvae.errors import UserError
-from pqvae.pretrained import StoredModel, load_model, save_model
+from pqvae.pretrained import load_model, save_model
+from stage1_tokenizer.quantizers.codes import Codes, as_codes, check_codes
 from stage1_tokenizer.quantizers.contract import Quantizer
-from stage2_prior.books import TINY, Books, Codebooks
+from stage2_prior.books import Books, Codebooks
 from stage2_prior.config import PriorConfig
 from stage2_prior.sequence import Sequence, coarse_to_fine
+from stage2_prior.version1 import upgrade
 
 with warnings.catch_warnings():  # it scripts a function on import, which torch has deprecated
     for category in (DeprecationWarning, FutureWarning):  # which one depends on torch's version
@@ -143,11 +144,11 @@ class Prior(nn.Module):
         """The label that stands for no class."""
         return len(self.class_names)
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
         """Logits of every code given the codes of the steps before it, and the class.
 
         Args:
-            codes: Of the first steps, by place: int64 (B, n) in [0, K_i), 0 <= n <= N.
+            codes: Of the first steps, by place: whole numbers (B, n) in [0, K_i), 0 <= n <= N.
             labels: int64 (B,) in [0, classes], the last number being "no class"; None is that too.
 
         Returns:
@@ -164,8 +165,21 @@ class Prior(nn.Module):
             inputs = torch.cat([inputs, embedded], dim=1)
         return self._logits(self.layers(self.dropout(inputs)), 0)
 
-    def bits(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The cost of each code under the prior, in bits: codes (B, N) -> float32 (B, N)."""
+    def bits(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
+        """The cost of each code under the prior, in bits: codes (B, N) -> float32 (B, N).
+
+        Args:
+            codes: Whole numbers of any type, all N of each image.
+            labels: As in ``forward``.
+
+        Raises:
+            ValueError: These are not N codes, or one is no whole number in [0, K_i).
+        """
+        codes = as_codes(codes, self.device)
+        if codes.ndim != 2 or codes.shape[1] != len(self.sizes):
+            raise ValueError(f"codes must be (B, {len(self.sizes)}), not {tuple(codes.shape)}")
+        if not self.training:  # those of training are our own, and a GPU need not be waited for
+            check_codes(codes, self.sizes)
         codes = self.sequence.by_place(codes)
         logits = self(codes, labels)
         nats = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
@@ -176,18 +190,19 @@ class Prior(nn.Module):
         return self.class_embedding(labels).unsqueeze(1)
 
     def embed_codes(
-        self, codes: Tensor, first: int = 0, before: Tensor | None = None
+        self, codes: Codes, first: int = 0, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The inputs of the steps after those that the codes fill.
 
         Args:
-            codes: By place, int64 (B, n), from the first place of step ``first`` on.
+            codes: By place, whole numbers (B, n), from the first place of step ``first`` on.
             first: The step.
             before: What the codes before describe of the latent, float (B, F); None before any.
 
         Returns:
             Inputs, (B, t, width) for t steps; and what all codes up to here describe, (B, F).
         """
+        codes = as_codes(codes, self.device)
         embedded, described = self.books.read(codes, self.sequence.bounds[first])
         latents = described.cumsum(dim=1)
         if before is not None:
@@ -251,7 +266,7 @@ class Prior(nn.Module):
         stored = load_model(folder, "prior")
         try:
             if stored.version == 1:
-                stored = upgrade_version_1(stored)
+                stored = upgrade(stored)
             config = stored.config
             prior = cls(
                 config_from_dict(PriorConfig, config["prior"], str(folder)),
@@ -265,36 +280,3 @@ class Prior(nn.Module):
             raise UserError(f"{folder}: the prior there is of another version") from error
         prior.content_hash, prior.provenance = stored.content_hash, stored.provenance
         return prior.eval()
-
-
-def upgrade_version_1(stored: StoredModel) -> StoredModel:
-    """Folders of version 1: tables (N, K, ...) by position, so a codebook for each position.
-
-    They knew the hash of the whole tokenizer, not that of its codes.
-    """
-    sizes = stored.config["codebook_sizes"]
-    codebooks = Codebooks.separate(sizes)
-    config = {
-        **stored.config,
-        "sizes": codebooks.sizes,
-        "books": codebooks.books,
-        "placed": codebooks.placed,
-        "steps": coarse_to_fine(len(sizes)).steps,
-    }
-    tensors = dict(stored.tensors)
-    head, bias, features = (tensors.pop(key) for key in ("head", "head_bias", "code_features"))
-    embedding = tensors.pop("code_embedding.weight").view_as(head)
-    tensors["head_projection.weight"] = tensors["head_projection.weight"].T.contiguous()
-    for position, size in enumerate(sizes):
-        book = f"books.{position}"
-        tensors[f"{book}.embedding.weight"] = embedding[position, :size]
-        tensors[f"{book}.head"] = head[position, :size]
-        tensors[f"{book}.gain"] = torch.ones(1, head.shape[2])
-        tensors[f"{book}.bias"] = bias[position : position + 1, :size]
-        tensors[f"{book}.meaning"] = features[position, :size]
-        norms = features[position, :size].norm(dim=1).clamp_min(TINY)
-        tensors[f"{book}.norms"] = norms.unsqueeze(0)
-    known = {"tokenizer_hash": stored.config["tokenizer_hash"]}
-    return replace(
-        stored, config=config, tensors=tensors, provenance={**stored.provenance, **known}
-    )

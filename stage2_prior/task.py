@@ -22,6 +22,7 @@ from pqvae.images import save_grid, to_uint8
 from pqvae.pretrained import provenance_of, recorded_data
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.training.compiler import require_compiler
 from pqvae.training.loop import train
 from pqvae.training.run_folder import open_run
 from pqvae.training.task import Evaluation
@@ -252,6 +253,8 @@ def run(config: Config) -> None:
     """Train as the config says, or resume, and write ``result.json``."""
     folder = Path(config.out)
     runtime = select_runtime(config.device)
+    if config.trainer.compile:
+        require_compiler(runtime.device)
     with distributed.process_group(runtime.device):
         task = PriorTask(config, runtime, folder)
         config = task.config
@@ -266,7 +269,7 @@ def run(config: Config) -> None:
 
 def finish(task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]) -> None:
     """Measure the kept model, write ``result.json``, and say what to do next."""
-    folder, out = task.folder, task.config.out
+    folder, out = task.folder, str(task.folder)  # without a last slash
     result = report(task, test_codes, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}")

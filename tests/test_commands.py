@@ -272,9 +272,10 @@ BAD_INPUT: list[tuple[str, str, str]] = [
     (STAGE_1, "bad.yaml", "bad.yaml: unknown key 'quantiser' (did you mean 'quantizer'?)"),
     (STAGE_1, "no.yaml", "no.yaml: no such config file"),
     (STAGE_1, "trainer.steps=many", "command line: 'trainer.steps' must be a whole number"),
-    (STAGE_1, "trainer.steps=0", "command line: 'trainer.steps' must be at least 1, not 0"),
-    (STAGE_1, "quantizer.num_codes=0", "command line: 'quantizer.num_codes' must be at least 1"),
+    (STAGE_1, "trainer.steps=0", "command line: 'trainer.steps' must be 1 to 1000000000, n"),
+    (STAGE_1, "quantizer.num_codes=0", "command line: 'quantizer.num_codes' must be 1 to 4096,"),
     (STAGE_1, "device=abacus", "device 'abacus' cannot be used here"),
+    (STAGE_1, "device=meta", "device 'meta' is not supported; try auto, cpu, cuda or mps"),
     (STAGE_1, "tiny.yaml quantizer.num_codes=5", "runs/tokenizer holds a run with another quant"),
     (STAGE_1, "tiny.yaml out=empty/..", "empty/.. exists and is not a run folder; choose another"),
     (STAGE_1, "tiny.yaml out=tiny.yaml/x", "tiny.yaml/x: a file stands where a folder is needed"),
@@ -286,7 +287,7 @@ BAD_INPUT: list[tuple[str, str, str]] = [
     ),
     (STAGE_2, "tiny-prior.yaml prior.width=128", "runs/prior holds a run with another prior.width"),
     (STAGE_2, "prior.with=3", "command line: unknown key 'prior.with' (did you mean 'prior.width'"),
-    (STAGE_2, "views=0", "command line: 'views' must be at least 1, not 0"),
+    (STAGE_2, "views=0", "command line: 'views' must be 1 to 10000, not 0"),
     (STAGE_2, "prior.width=64 prior.heads=5", "command line: width 64 must"),
     (STAGE_2, "tiny-prior.yaml out=tiny.yaml/x", "tiny.yaml/x: a file stands where a folder is n"),
     (GENERATE, "", "the following arguments are required: --n"),
@@ -303,6 +304,21 @@ BAD_INPUT: list[tuple[str, str, str]] = [
     (FID, "--weights tiny.yaml", "tiny.yaml: sha256 is "),
     (FID, "--json tiny.yaml/x.json", "--json tiny.yaml/x.json: there is no folder tiny.yaml"),
     (RECONSTRUCT, "tiny.yaml", "tiny.yaml: not an image; a picture file is needed"),
+    (FID, "--json runs/samples/samples.json", "--json runs/samples/samples.json: is there already"),
+    (FID, "--export-reference x.json", "--export-reference x.json: must end in .npz"),
+    (
+        FID,
+        "--samples a.npz --export-reference empty/../a.npz",
+        "--export-reference empty/../a.npz: would replace a.npz; give another name",
+    ),
+    (
+        RECONSTRUCT,
+        "a.png --out empty/../a.png",
+        "--out empty/../a.png: is the picture a.png itself; give another name",
+    ),
+    (RECONSTRUCT, "a.png --out link.png", "--out link.png: is the picture a.png itself"),
+    (RECONSTRUCT, "a.png --out x.jpg", "--out x.jpg: must end in .png, as it becomes a PNG"),
+    (RECONSTRUCT, "a.png --out strip", "--out strip: must end in .png, as it becomes a PNG"),
     (RECONSTRUCT, "no.png", "no.png: no such picture file"),
     (RECONSTRUCT, "no.png --tokenizer runs/prior", "runs/prior/model: holds a prior, but a tok"),
 ]
@@ -328,6 +344,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     (work / "empty").mkdir()
     (work / "bad.yaml").write_text("quantiser:\n  num_codes: 3\n")
+    shutil.copy(work / "runs" / "samples" / "grid.png", work / "a.png")
+    (work / "link.png").symlink_to("a.png")
+    (work / "a.npz").write_bytes(b"")
     before = everything_in(work)
     capsys.readouterr()
     code = in_process(command, *arguments.split())

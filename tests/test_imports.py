@@ -24,6 +24,7 @@ KINDS = {
     "stage1_tokenizer.quantizers": {
         "stage1_tokenizer.config",
         "stage1_tokenizer.quantizers.contract",
+        "stage1_tokenizer.quantizers.codes",
         "stage1_tokenizer.quantizers.codebook",
         "stage1_tokenizer.quantizers.progressive",
         "stage1_tokenizer.quantizers.learned",

@@ -16,7 +16,7 @@ from torch_fidelity.metric_fid import (
 )
 
 from eval.networks.features import FeatureNetwork, Features
-from pqvae.errors import UserError
+from pqvae.errors import UserError, is_out_of_memory
 from pqvae.files import atomic_path
 
 
@@ -93,6 +93,8 @@ def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:
             mean, covariance = (torch.from_numpy(file[key]).double() for key in ("mu", "sigma"))
             made_with = str(file["extractor"]) if "extractor" in file else network.name
     except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: not an .npz file with the arrays mu and sigma") from error
     D = network.dimensions
     if made_with != network.name:

@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.networks import NETWORKS
 from pqvae.cli import Parser, positive_int
 from pqvae.errors import UserError
+from pqvae.files import read_json
 
 SPLITS = ("train", "val", "test")
 
@@ -107,7 +108,8 @@ def report_path(given: Path | None, default: Path) -> Path:
     """Where the report goes.
 
     Raises:
-        UserError: The path given does not end in .json, or its folder is missing.
+        UserError: The path given does not end in .json, its folder is missing, or it is something
+            else than a report.
     """
     if given is None:
         return default
@@ -115,7 +117,17 @@ def report_path(given: Path | None, default: Path) -> Path:
         raise UserError(f"--json {given}: must end in .json; pictures take its name")
     if not given.parent.is_dir():
         raise UserError(f"--json {given}: there is no folder {given.parent}")
+    if given.is_file() and not _is_report(given):
+        raise UserError(f"--json {given}: is there already and no report; give another name")
     return given
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        values = read_json(path)
+    except UserError:
+        return False
+    return isinstance(values, dict) and {"rows", "facts"} <= values.keys()
 
 
 def report_of_samples(samples: Path, score: str) -> Path:

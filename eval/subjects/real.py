@@ -4,6 +4,7 @@ What a model was trained on is split as its training split it: a carved test spl
 images that it has never seen, nothing is carved: a folder without splits counts whole.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from pqvae.data.config import NAMED, DataConfig
 from pqvae.data.dataset import ImageDataset, open_dataset, open_whole
 from pqvae.data.sample import SPLITS, Split
 from pqvae.errors import UserError
+from pqvae.pretrained import require_path
 from sampling.folder import RECORD
 
 
@@ -62,16 +64,29 @@ class RealImages:
         return "all images" if self.whole else f"{split} split"
 
 
-def open_real(config: DataConfig, *, trained_on: bool) -> RealImages:
-    """List the splits of images that a model was trained on, or of others.
+def open_trained_on(config: DataConfig) -> RealImages:
+    """The splits of images that a model was trained on."""
+    splits = {split: functools.partial(open_dataset, config, split) for split in SPLITS}
+    return RealImages(config.path, splits)
+
+
+def open_named(config: DataConfig, trained_on: str | None) -> RealImages:
+    """The splits of images at a place that the user names.
+
+    Args:
+        config: The place.
+        trained_on: The content hash of what a model was trained on, if that is known: if it is
+            these images, moved, they are still split as training split them.
 
     Raises:
         UserError: There are no such images.
     """
-    if trained_on:
-        splits = {split: functools.partial(open_dataset, config, split) for split in SPLITS}
-        return RealImages(config.path, splits)
-    return RealImages(config.path, open_whole(config))
+    real = RealImages(config.path, open_whole(config))
+    if real.whole and trained_on:
+        with contextlib.suppress(UserError):  # too few to be split
+            if open_dataset(config, "train").matches(trained_on):
+                return open_trained_on(config)
+    return real
 
 
 def open_reference(samples: Samples, path: str | None) -> RealImages:
@@ -86,8 +101,10 @@ def open_reference(samples: Samples, path: str | None) -> RealImages:
         raise UserError(f"{record}: 'data' must be an object; generate the samples anew")
     if path is None and not data:
         raise UserError(f"{record} names no data; pass --reference, such as --reference emoji")
-    trained_on = path is None or same_place(path, data.get("path"))
-    if not trained_on:
+    if path is None and isinstance(data.get("path"), str):
+        require_path(data["path"], f"the images that {record} names", "--reference DATA")
+    own = path is None or same_place(path, data.get("path"))
+    if not own:
         data = {"path": path, "image_size": samples.image_size}
     config = config_from_dict(DataConfig, data, str(record if path is None else "--reference"))
     if config.image_size != samples.image_size:
@@ -95,7 +112,7 @@ def open_reference(samples: Samples, path: str | None) -> RealImages:
             f"{samples.path}: the images have {samples.image_size} pixels a side, but {record} "
             f"says {config.image_size}; generate the samples anew"
         )
-    return open_real(config, trained_on=trained_on)
+    return open_trained_on(config) if own else open_named(config, samples.record.get("data_hash"))
 
 
 def same_place(first: str, second: object) -> bool:

@@ -1,6 +1,5 @@
 """Generated images as the scores read them: a folder, WebDataset shards, or an ``.npz`` file."""
 
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from pqvae.cli import next_command
 from pqvae.data.config import NAMED
 from pqvae.data.dataset import list_images
 from pqvae.data.sample import Sample
-from pqvae.errors import UserError
-from pqvae.images import FORMATS, ImageError, decode_image
+from pqvae.errors import UserError, is_out_of_memory
+from pqvae.images import ImageError, decode_image, image_size
 from sampling.folder import image_path, read_record
 
 
@@ -65,8 +64,9 @@ def open_samples(path: Path, n: int | None = None) -> Samples:
             "or a folder of images or shards"
         )
     if not path.is_dir() and path.suffix != ".tar":
+        fills = next_command("sampling.generate", "--n", "10000", "--out", path)
         raise UserError(
-            f"{path}: no such folder; `python -m sampling.generate --n 10000 --out {path}` "
+            f"{path}: no such folder; `{fills}` "
             "fills it, or name a folder of images, of shards, or an .npz file"
         )
     record = read_record(path)
@@ -114,6 +114,8 @@ def _open_array(path: Path, n: int | None) -> Samples:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # numpy and zipfile raise nearly anything on damaged input
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: not an .npz file of images, or damaged") from error
     shape = arrays[0].shape if arrays else ()
     if not (
@@ -189,16 +191,10 @@ def _common_size(files: Sequence[Sample]) -> int:
 
 
 def _size(file: Sample) -> tuple[int, int]:
-    # A file's header is a few bytes of it; a shard's member has to be read.
-    lone = isinstance(file.source, Path) and file.offset == 0
     try:
-        source = file.source if lone else io.BytesIO(file.read())
-        with Image.open(source, formats=FORMATS) as image:
-            return image.size
-    except PermissionError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unusable(file, "empty file" if file.size == 0 else "not an image") from error
+        return image_size(file.read())
+    except ImageError as error:
+        raise _unusable(file, str(error)) from error
 
 
 def _decode(file: Sample, size: int) -> Tensor:

@@ -1,6 +1,5 @@
 """What the scores of a tokenizer share: the tokenizer, its data, images as codes and back."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.subjects.real import RealImages, open_real
+from eval.subjects.real import RealImages, open_named, open_trained_on
 from eval.subjects.selection import Selection
 from pqvae.config import config_from_dict
 from pqvae.data.batches import chunk_size, map_images
 from pqvae.data.config import DataConfig
-from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.images import to_float, to_uint8
 from pqvae.pretrained import recorded_data
@@ -59,15 +57,9 @@ def data_of(tokenizer: Tokenizer, folder: Path, given: str | None) -> DataConfig
 def real_images(tokenizer: Tokenizer, folder: Path, given: str | None) -> RealImages:
     """The splits of the images for a tokenizer; arguments and errors as of ``data_of``."""
     data = data_of(tokenizer, folder, given)
-    real = open_real(data, trained_on=given is None)
-    if given is None or not real.whole:
-        return real
-    # The tokenizer's own images in another place are still split as its training split them.
-    known = tokenizer.provenance.get("data_hash", "")
-    with contextlib.suppress(UserError):  # too few to be split
-        if open_dataset(data, "train").matches(known):
-            return open_real(data, trained_on=True)
-    return real
+    if given is None:
+        return open_trained_on(data)
+    return open_named(data, tokenizer.provenance.get("data_hash"))
 
 
 def encode(tokenizer: Tokenizer, images: Selection, beam: int = 1) -> Tensor:

@@ -4,21 +4,30 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pqvae.config import HARMLESS, config_class
+from pqvae.config import HARMLESS, PLACE, config_class
 
 NAMED = ("emoji", "cifar10")  # sources that are no path
+LARGEST = 4096  # pixels, height and width
 
 
 @config_class
 class DataConfig:
-    path: str = Field(
-        default="emoji", min_length=1, description="emoji, cifar10, a folder or a glob of shards"
+    path: Annotated[str, PLACE] = Field(
+        default="emoji",
+        min_length=1,
+        description="emoji, cifar10, a folder or a glob of shards; docs/data.md: how it is read",
     )
     image_size: int = Field(
-        default=32, ge=8, description="pixels; images of other sizes are centre-cropped and resized"
+        default=32,
+        ge=8,
+        le=LARGEST,
+        description="pixels; images of other sizes are centre-cropped and resized",
     )
     shift: int = Field(
-        default=2, ge=0, description="augmentation: random shifts by up to so many pixels"
+        default=2,
+        ge=0,
+        le=LARGEST // 2,
+        description="augmentation: random shifts by up to so many pixels",
     )
     shift_share: float = Field(
         default=0.25, ge=0, le=1, description="of the images that are shifted"

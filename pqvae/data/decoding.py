@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pqvae.data.passed_over import shorten
 from pqvae.data.sample import Sample
 from pqvae.errors import UserError
 from pqvae.images import ImageError, decode_image
@@ -115,7 +116,7 @@ class DecodedOnDemand:
         another = "another" if sample.label is None else "another of its class"
         with _REPORTING:
             known = index in self._unreadable
-            self._unreadable.setdefault(index, f"{sample.place} ({error})")
+            self._unreadable.setdefault(index, shorten(f"{sample.place} ({error})", 80))
             _check_damage(self._name, list(self._unreadable.values()), total)
             if not known:
                 print(
@@ -133,11 +134,11 @@ def _threads(samples: Sequence[Sample]) -> int:
 
 def _report(name: str, unreadable: Sequence[tuple[Sample, ImageError]], total: int) -> None:
     count = len(unreadable)
-    reasons = [f"{sample.place} ({error})" for sample, error in unreadable]
+    reasons = [shorten(f"{sample.place} ({error})", 80) for sample, error in unreadable]
     _check_damage(name, reasons, total)
-    more = f"; and {count - 5} more" if count > 5 else ""
+    more = f"; and {count - 2} more" if count > 2 else ""
     print(
-        f"{name}: left out {count} of {total} images: {'; '.join(reasons[:5])}{more}",
+        f"{name}: left out {count} of {total} images: {'; '.join(reasons[:2])}{more}",
         file=sys.stderr,
     )
 

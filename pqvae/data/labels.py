@@ -99,7 +99,8 @@ def settle_labels(
         numbered = any(_number(label) for one in said for label in one[1:] if label)
     else:
         named, numbered = list(said), False
-    both = [one for one in named if one.folder and one.file and not _same(one.folder, one.file)]
+    both = [one for one in named if one.folder and one.file]
+    both = [one for one in both if one.file not in (one.folder, _number(one.folder or ""))]
     pairs = {(one.folder or "", one.file or "") for one in both}
     by_number: dict[str, str] = {}
     for folder, file in sorted(pairs):
@@ -137,10 +138,6 @@ def _disagree(both: Iterable[Said], folder: str, file: str, more: str = "") -> N
         f"{place}: its folder says {folder}, the file beside it {file}{more}; "
         "make them agree, or remove one"
     )
-
-
-def _same(folder: str, file: str) -> bool:
-    return folder == file or (_number(folder) or folder) == (_number(file) or file)
 
 
 def _number(label: str) -> str | None:

@@ -52,7 +52,7 @@ def find_splits(place: str, folders: Collection[Folders]) -> SplitLayout:
     names = _names(folders, len(lone))
     given = [depth for depth, name in enumerate(lone) if split_of(name)]
     # In a lone `train`, folders are classes whatever their names; but all of them may be splits.
-    if given and not (None not in names and all(split_of(name or "") for name in names)):
+    if given and not all(name and split_of(name) for name in names):
         depth = given[-1]
         split = split_of(lone[depth])
         assert split is not None
@@ -80,11 +80,8 @@ def class_depths(
     """
     lone = {split: _lone(folders) for split, folders in by_split.items()}
     flat = {split for split, folders in by_split.items() if _is_flat(lone[split], folders)}
-    common = min((len(names) for split, names in lone.items() if split not in flat), default=None)
-    depths = {
-        split: len(names) if split in flat or common is None else common
-        for split, names in lone.items()
-    }
+    common = min((len(names) for split, names in lone.items() if split not in flat), default=0)
+    depths = {split: len(names) if split in flat else common for split, names in lone.items()}
     for split, folders in by_split.items():
         _check_classes("/".join((place, *lone[split][: depths[split]])), folders, depths[split])
     return depths
@@ -109,23 +106,25 @@ def levels(place: str, folders: Collection[Folders]) -> tuple[Folders | None, se
     return layout.level, classes
 
 
-def _check_classes(place: str, folders: Iterable[Folders], depth: int) -> None:
-    below: dict[str, set[str]] = {}
-    for each in folders:
-        if len(each) > depth:
-            below.setdefault(each[depth], set()).update(each[depth + 1 : depth + 2])
-    pictures = [name for name in below if name.lower() in _PICTURES]
-    targets = [name for name in below if name.lower() in _TARGETS]
+def _check_classes(place: str, folders: Collection[Folders], depth: int) -> None:
+    classes = sorted({each[depth] for each in folders if len(each) > depth})
+    pictures = [name for name in classes if name.lower() in _PICTURES]
+    targets = [name for name in classes if name.lower() in _TARGETS]
     if pictures and targets:
         raise UserError(
             f"{place}: {pictures[0]} and {targets[0]} look like pictures and what is to be found "
             f"in them, not like classes; give the pictures alone, or move {targets[0]} out"
         )
-    for name, inner in sorted(below.items()):
-        if len({split_of(each) for each in inner} - {None}) > 1:
+    inner: dict[Folders, set[str]] = {}
+    for each in folders:
+        for below in range(depth + 1, len(each)):
+            inner.setdefault(each[depth:below], set()).add(each[below])
+    for parent, names in sorted(inner.items()):
+        splits = sorted(name for name in names if split_of(name))
+        if len({split_of(name) for name in splits}) > 1:
             raise UserError(
-                f"{place}: splits ({', '.join(sorted(inner)[:3])}) lie in {name}; put them above "
-                f"the classes, as in {sorted(inner)[-1]}/{name}"
+                f"{place}: splits ({', '.join(splits[:3])}) lie in {'/'.join(parent)}; put them "
+                f"above the classes, as in {splits[-1]}/{parent[0]}"
             )
 
 

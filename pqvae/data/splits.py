@@ -85,7 +85,7 @@ def _read(name: str) -> tuple[str | None, set[str]]:
     words = {word.lower() for word in _WORD_STARTS.split(name) if word}
     for word in list(words):  # trainset
         for filler in _FILLERS:
-            if word.removesuffix(filler) in _WORDS and word not in _WORDS:
+            if word.removesuffix(filler) in _WORDS:
                 words = words - {word} | {word.removesuffix(filler)}
     found = words & _WORDS.keys()
     return (found.pop(), words - _WORDS.keys()) if len(found) == 1 else (None, words)

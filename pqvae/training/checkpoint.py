@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pqvae.console import say
+from pqvae.errors import is_out_of_memory
 from pqvae.files import atomic_folder
 
 KEPT = 2  # a state that turns out damaged falls back to the one before
@@ -78,6 +79,8 @@ def _load(path: Path) -> dict[str, Any]:
         # weights_only: tensors, numbers and containers; nothing in the file is executed.
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on what is not a state
+        if is_out_of_memory(error):
+            raise
         raise _DamagedError(str(error).splitlines()[0] if str(error) else "foreign") from error
 
 

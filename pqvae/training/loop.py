@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pqvae.training.checkpoint import digest_of, load_newest_state, save_state
 from pqvae.training.config import TrainerConfig
 from pqvae.training.curves import draw_curves
 from pqvae.training.nonfinite import NonFiniteGuard
+from pqvae.training.optim import scheduled_rate
 from pqvae.training.run_log import RunLog
 from pqvae.training.step import TrainStep
 from pqvae.training.task import Task
@@ -80,7 +82,7 @@ def train(
             # Log means over the interval; here at the latest a GPU is waited for.
             if run.is_due(config.log_every):
                 run.guard.check()
-                log.interval(run.step)
+                log.interval(run.step, scheduled_rate(config, run.step - 1))
 
         distributed.on_rank_zero(run.draw_curves)
         return {"steps": run.step, "score": run.best, "seconds": run.seconds}
@@ -115,6 +117,7 @@ class _Run:
             self.load_state_dict(state)
             self._saved = self.step, self.evaluated
             say(f"resuming from step {self.step} in {self.folder}")
+            self._say_other_length(state.get("steps"))
         else:
             with request.at_once():
                 distributed.on_rank_zero(self.task.start)
@@ -124,6 +127,18 @@ class _Run:
             for network in self.task.networks:
                 network.compile()
         self._started = time.perf_counter() - seconds
+
+    def _say_other_length(self, before: int | None) -> None:
+        """Say what becomes of the learning rate where the run is now to have other steps."""
+        now = self.config.steps
+        if before is None or before == now or self.step >= now:
+            return
+        config = replace(self.config, steps=before)
+        was, is_now = (scheduled_rate(one, self.step) for one in (config, self.config))
+        say(
+            f"trainer.steps was {before} and is {now}: the learning rate goes on along the curve "
+            f"of {now} steps, at {is_now:.3g} instead of {was:.3g}"
+        )
 
     def is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -192,6 +207,7 @@ class _Run:
             "health": self.guard.state_dict(),
             "totals": self.log.totals,
             "seconds": self.seconds,
+            "steps": self.config.steps,
             **{name: getattr(self, name) for name in self.COUNTERS},
         }
 

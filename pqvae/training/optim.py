@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from pqvae.training.config import TrainerConfig
+
 
 def learning_rate(peak: float, progress: float, warmup: float) -> float:
     """Linear warm-up over the first share of the run, then a cosine to zero.
@@ -17,6 +19,11 @@ def learning_rate(peak: float, progress: float, warmup: float) -> float:
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def scheduled_rate(config: TrainerConfig, step: int) -> float:
+    """The learning rate of the step that comes after so many."""
+    return learning_rate(config.learning_rate, min(step / config.steps, 1), config.warmup)
 
 
 def adamw(model: nn.Module, weight_decay: float, beta2: float) -> torch.optim.AdamW:

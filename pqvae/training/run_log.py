@@ -49,8 +49,13 @@ class RunLog:
             value = torch.where(finite, value, 0)
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
-    def interval(self, step: int) -> None:
-        """Say where the training stands, and write the means since the last call."""
+    def interval(self, step: int, learning_rate: float) -> None:
+        """Say where the training stands, and write the means since the last call.
+
+        Args:
+            step: How many are done.
+            learning_rate: Of the last of them.
+        """
         count = float(self.totals.pop("finite"))
         means = {name: float(total) / count for name, total in self.totals.items() if count}
         self.totals = {}
@@ -59,7 +64,11 @@ class RunLog:
         parts = " ".join(f"{name} {value:.4g}" for name, value in means.items())
         speed = f"{rate * self.batch_size:.0f} img/s"
         say(f"step {step}/{self.total_steps} | {speed} | eta {eta} | {parts}")
-        self.record(step, {**means, "images_per_second": rate * self.batch_size})
+        speed_and_rate = {
+            "learning_rate": learning_rate,
+            "images_per_second": rate * self.batch_size,
+        }
+        self.record(step, {**means, **speed_and_rate})
         self.mark(step)
 
     def note(self, step: int, text: str, scalars: Mapping[str, float]) -> None:

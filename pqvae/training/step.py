@@ -8,7 +8,7 @@ from pqvae.data.batches import parts_of_batch
 from pqvae.randomness import generator_for
 from pqvae.runtime import Runtime
 from pqvae.training.config import TrainerConfig
-from pqvae.training.optim import adamw, learning_rate
+from pqvae.training.optim import adamw, scheduled_rate
 from pqvae.training.task import Task
 
 
@@ -30,9 +30,8 @@ class TrainStep:
         """
         config = self._config
         self._task.model.train()
-        rate = learning_rate(config.learning_rate, step / config.steps, config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = scheduled_rate(config, step)
 
         # Each rank takes its parts of the batch; sums over ranks make the batch's gradient.
         self.optimizer.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ class Decoder(nn.Module, ABC):
         """Decode.
 
         Args:
-            latents: f_k, float32 (B, D).
+            latents: f_k, float32 (B, D), whatever the decoder's own type is.
             prefix_lengths: k of each, int64 (B,) in 1..N: a blurred latent of few codes asks for
                 another picture than a sharp one of many.
             generator: Of a decoder that draws what the codes leave unsaid; others need none.

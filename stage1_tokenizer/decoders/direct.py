@@ -56,7 +56,8 @@ class DirectDecoder(Decoder):
         self.shortcut.bias.copy_(colours)  # type: ignore[union-attr]
 
     def _maps(self, latents: Tensor) -> Tensor:
-        return latents.view(-1, *self.latent_shape).contiguous(memory_format=torch.channels_last)
+        maps = latents.view(-1, *self.latent_shape).to(self.input.weight.dtype)
+        return maps.contiguous(memory_format=torch.channels_last)
 
     def _input(self, maps: Tensor, prefix_lengths: Tensor) -> Tensor:
         return self.input(maps) + self.prefix_embedding(prefix_lengths - 1)[:, :, None, None]

@@ -9,13 +9,14 @@ gives it latents of unit variance; whoever wants images from f_k asks a decoder.
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.config import QuantizerConfig
+from stage1_tokenizer.quantizers.codes import Codes, as_codes, check_codes
 
 C = TypeVar("C", bound=QuantizerConfig)
 
@@ -102,6 +103,18 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         self.register_buffer("recent", torch.zeros(len(sizes), max(sizes)), persistent=False)
         self.register_buffer("window", torch.zeros(len(sizes), max(sizes)), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``half()``, ``to(dtype)`` and their kind do to tensors; these stay float32.
+
+        Sums of residuals leave float16, and bfloat16 cannot tell near entries apart.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
     @property
     def num_codes(self) -> int:
         """N: the codes of one latent."""
@@ -139,20 +152,19 @@ class Quantizer(nn.Module, ABC, Generic[C]):
             int64 (B, N); row b depends on latent b alone.
         """
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """What a prefix says: codes int64 (B, k) with k among the cuts -> f_k, float32 (B, D).
+    def decode(self, codes: Codes) -> Tensor:
+        """What a prefix says: whole numbers (B, k) with k among the cuts -> f_k, float32 (B, D).
 
         Raises:
-            ValueError: k is not among the cuts, or a code is outside [0, K_i).
+            ValueError: k is not among the cuts, or a code is no whole number in [0, K_i).
         """
+        codes = as_codes(codes, self.scale.device)
         if codes.ndim != 2:
             raise ValueError(f"codes must be (B, k), not {tuple(codes.shape)}")
         k = codes.shape[1]
         if k not in self.cuts:
             raise ValueError(f"a prefix has {self.cuts_in_words} codes, but got {k}")
-        sizes = torch.tensor(self.sizes[:k], device=codes.device)
-        if ((codes < 0) | (codes >= sizes)).any():
-            raise ValueError(f"codes must lie in [0, K) with K = {self.sizes[:k]}")
+        check_codes(codes, self.sizes[:k])
         return self._decode(codes)
 
     @abstractmethod
@@ -192,11 +204,12 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         """
 
     @torch.no_grad()
-    def describe_by(self, latents: Tensor, codes: Tensor) -> Description:
+    def describe_by(self, latents: Tensor, codes: Codes) -> Description:
         """What ``describe`` gives of latents (B, D) if it chooses these codes (B, N).
 
         For a batch whose parts were described in several processes or one after the other.
         """
+        codes = as_codes(codes, latents.device)
         sums = torch.stack([self.decode(codes[:, :k]) for k in self.cuts])
         return CutsDescription(latents, codes, sums, self.cuts)
 
@@ -271,16 +284,6 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         for name, buffer in self.named_buffers():
             if name in state:
                 buffer.copy_(state[name])
-
-
-def code_entropy_bits(codes: Tensor, sizes: tuple[int, ...]) -> list[float]:
-    """Entropy of the codes (B, N) at each position over a data set, in bits; at most log2 K_i."""
-    entropies = []
-    for position, size in enumerate(sizes):
-        counts = torch.bincount(codes[:, position], minlength=size).double()
-        shares = counts / counts.sum()
-        entropies.append(float(-torch.special.xlogy(shares, shares).sum() / math.log(2)))
-    return entropies
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stage1_tokenizer.quantizers.codebook import Codebook
+from stage1_tokenizer.quantizers.codes import Codes, as_codes
 from stage1_tokenizer.quantizers.contract import C, Description, Quantizer
 
 
@@ -108,8 +109,9 @@ class Progressive(Quantizer[C]):
             latents, lambda codebook, index, _, left: codebook.nearest(index, left)
         )
 
-    def describe_by(self, latents: Tensor, codes: Tensor) -> ProgressiveDescription:
-        return self._describe(latents, lambda _book, _index, position, _left: codes[:, position])
+    def describe_by(self, latents: Tensor, codes: Codes) -> ProgressiveDescription:
+        chosen = as_codes(codes, latents.device)
+        return self._describe(latents, lambda _book, _index, position, _left: chosen[:, position])
 
     @torch.no_grad()
     def _describe(

@@ -21,7 +21,7 @@ from eval.measures.statistics import Reference, read_statistics, write_statistic
 from eval.networks import NETWORKS, inception, trunk
 from eval.networks.extractor import FeatureExtractor
 from eval.networks.features import FeatureNetwork, Features
-from eval.subjects.real import open_real
+from eval.subjects.real import open_trained_on
 from eval.subjects.samples import open_samples
 from eval.subjects.selection import asked_subset, subset
 from pqvae.data.config import DataConfig
@@ -91,7 +91,7 @@ def score_with(
     n: int | None = None,
     reference_n: int | None = None,
 ) -> Scored:
-    real = open_real(reference, trained_on=True)
+    real = open_trained_on(reference)
     train, test = real.splits["train"](), open_floor(real, "train")
     opened = open_samples(samples, n)
     reference_images = asked_subset(train, reference_n, "--reference-n")
@@ -329,7 +329,7 @@ def test_each_class_is_scored_against_its_own(classes: DataConfig, tmp_path: Pat
     for name, labels in (("right", train.labels[chosen].numpy()), ("wrong", wrong)):
         np.savez(tmp_path / f"{name}.npz", pixels, labels)
         opened = open_samples(tmp_path / f"{name}.npz")
-        test = open_floor(open_real(classes, trained_on=True), "train")
+        test = open_floor(open_trained_on(classes), "train")
         extractor = FeatureExtractor(tiny_network(), CPU)
         result = score(opened, subset(train), test, extractor, ["fid", "prc"], by_class=True)
         found[name] = {row["subject"]: row for row in result.rows}

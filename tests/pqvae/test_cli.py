@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import Field
 
-from pqvae.cli import EntryPoint, Parser, command, next_command, positive_int, train_command
+from pqvae.cli import (
+    EntryPoint,
+    Parser,
+    command,
+    next_command,
+    positive_int,
+    train_command,
+    whole_number,
+)
 from pqvae.config import config_class
+from pqvae.data.batches import Prefetcher
 from pqvae.errors import UserError
 from pqvae.signals import Stopped
 
@@ -33,6 +43,8 @@ def raises(error: BaseException) -> EntryPoint:
         (OSError(errno.ENOSPC, ""), 2, "error: output: no space left on the disk"),
         (PermissionError(errno.EACCES, "", "a"), 2, "error: a: no permission"),
         (NotADirectoryError(errno.ENOTDIR, "", "a/b"), 2, "error: a/b: a file stands where a fol"),
+        (OSError(errno.EISDIR, "", "a"), 2, "error: a: a folder stands where a file is needed"),
+        (OSError(errno.ENAMETOOLONG, "", "a"), 2, "error: a: the name is too long"),
         (OSError(errno.EFBIG, "", "a"), 2, "error: a: the file is larger than this disk or"),
         (Stopped(2), 130, "stopped; the same command resumes from there"),
         (Stopped(15, "stopped after step 3"), 143, "stopped after step 3; the same command"),
@@ -46,7 +58,58 @@ def test_what_a_user_can_mend_is_one_line(
     assert found.startswith(line)
 
 
-@pytest.mark.parametrize("error", [ValueError("?"), FileNotFoundError(errno.ENOENT, "", "a")])
+TORCH = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 50331648 bytes. Error code 12 (Cannot allocate memory)"
+)
+NUMPY = "Unable to allocate 7.45 GiB for an array with shape (1000000000,) and data type float64"
+GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139 GiB"
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (RuntimeError(TORCH), " for 48.0 MiB more"),
+        (MemoryError(NUMPY), " for 7.45 GiB more"),
+        (RuntimeError(GPU), " for 2.00 GiB more"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), ""),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), ""),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+        (MemoryError(), ""),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_with_the_size_and_the_remedy(
+    error: Exception, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: Sequence[str] | None = None) -> None:
+        raise error
+
+    assert command(main, saves_memory="a smaller --batch-size takes less")([]) == 2
+    line = f"error: the memory does not suffice{size}; a smaller --batch-size takes less\n"
+    assert capsys.readouterr().err == line
+    assert raises(error)([]) == 2
+    assert capsys.readouterr().err == f"error: the memory does not suffice{size}\n"
+
+
+def test_a_real_lack_of_memory_is_known_also_in_a_thread(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(step: int, part: slice) -> torch.Tensor:
+        return torch.empty(2**50, dtype=torch.uint8)  # a petabyte
+
+    @command
+    def train(argv: Sequence[str] | None = None) -> None:
+        Prefetcher(load, [slice(0, 1)], workers=1)(0, slice(0, 1))
+
+    assert train([]) == 2
+    line = "error: the memory does not suffice for 1,073,741,824.0 MiB more\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("?"), FileNotFoundError(errno.ENOENT, "", "a"), RuntimeError("shapes differ")],
+)
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         raises(error)([])
@@ -76,6 +139,47 @@ sys.exit(main([]))
     assert (done.returncode, done.stderr) == (0, "")
 
 
+WORK = """
+import sys
+from pqvae.cli import command
+from pqvae.console import say
+@command
+def main(argv):
+    say("begun")
+    open(sys.argv[1], "w").write("done")
+    print("made caf\u00e9")
+sys.exit(main([]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [
+        (">&-", 0),
+        ("2>&-", 0),
+        ("2>/dev/full", 0),
+        (">/dev/full", 2),
+        ("| true", 0),
+        ("2>&1 >/dev/null | true", 0),
+    ],
+)
+def test_what_cannot_be_said_does_not_undo_what_was_done(
+    redirection: str, code: int, tmp_path: Path
+) -> None:
+    script = f'set -o pipefail; "$0" -c "$1" "$2" {redirection}'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable, WORK, tmp_path / "result"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "result").read_text() == "done"
+
+
 def test_a_wrong_argument_names_the_help() -> None:
     parser = Parser("eval.fid", "Score.", "  python -m eval.fid")
     parser.add_argument("--samples")
@@ -86,7 +190,21 @@ def test_a_wrong_argument_names_the_help() -> None:
 
 def test_counts_are_whole_numbers_of_at_least_one() -> None:
     assert positive_int("12") == 12
-    for text in ("0", "-1", "1.0", "1e3", "", "²", "one"):
+    assert whole_number(0, 2**63 - 1)(str(2**63 - 1)) == 2**63 - 1
+    for text in (
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "1e30",
+        "9" * 100,
+        "9" * 5000,
+        "1.0",
+        "1e3",
+        "",
+        "²",
+        "one",
+    ):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number of at least"):
             positive_int(text)
 

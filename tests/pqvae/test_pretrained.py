@@ -218,7 +218,10 @@ def test_model_moved_alone_takes_the_data_that_are_named(
     save_model(Path("runs/model"), "tokenizer", CONFIG, tensors_of(), PROVENANCE)
     alone = (home / "runs" / "model").rename(home.parent / "alone")
     monkeypatch.chdir(home.parent)
-    assert data_of(alone).path == "pictures"  # for the message that nothing is there
+    with pytest.raises(UserError, match=r"^pictures: no such file or folder; .* now: --data$"):
+        data_of(alone)
+    stored = load_model(alone, "tokenizer")  # for a record nothing needs to be there
+    assert recorded_data(stored.provenance, "alone", None, None).path == "pictures"
     found = data_of(alone, given=str(home / "pictures"))
     assert found == DataConfig(path=str(home / "pictures"), image_size=16)
     assert data_of(alone, given="emoji").path == "emoji"

@@ -83,6 +83,14 @@ def test_what_is_impossible_stays_so() -> None:
     assert filtered_probabilities(only, 0.7, 0.5).tolist() == [[0, 0, 0, 1, 0]]
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-31, 1e-38, 1e-40, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.5, 1e-12])
+def test_a_temperature_near_zero_is_greedy(temperature: float, top_p: float) -> None:
+    logits = random_logits()
+    found = filtered_probabilities(logits, temperature, top_p)
+    assert torch.equal(found, filtered_probabilities(logits, 0.0, 1.0))
+
+
 def test_guidance_goes_from_unconditional_over_conditional_beyond() -> None:
     conditional, unconditional = random_logits(), random_logits().roll(1, 0)
     possible = slice(0, -3)

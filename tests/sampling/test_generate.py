@@ -16,7 +16,8 @@ from eval.subjects.samples import open_samples
 from pqvae.images import to_uint8
 from sampling.folder import image_path, read_record
 from sampling.generate import main
-from sampling.sampler import BLOCK_IMAGES, SamplingSettings, sample_codes
+from sampling.sampler import BLOCK_IMAGES, sample_codes
+from sampling.settings import SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.config import DirectConfig
 from stage2_prior import Prior, train
@@ -226,7 +227,10 @@ def test_a_larger_n_extends_and_a_smaller_one_is_refused(
     assert record_of(folder)["n"] == 9
     capsys.readouterr()
     assert generate(4) == 2
-    assert "holds 9 samples already; python -m eval.fid --n 4" in capsys.readouterr().err
+    assert "holds 9 samples already; python -m eval.fid --samples " in (
+        error := capsys.readouterr().err
+    )
+    assert " --n 4 scores the first 4 of them" in error
     assert pictures(folder) == extended
     folder.rename(tmp_path / "extended")
     assert generate(9) == 0
@@ -285,7 +289,15 @@ def test_a_class_may_be_given_by_name_or_number(generate: Generate, tmp_path: Pa
         (["--top-p", "0"], "--top-p must be above 0 and at most 1, not 0.0"),
         (["--top-p", "1.5"], "--top-p must be above 0 and at most 1, not 1.5"),
         (["--guidance", "-2"], "--guidance must be 0 to 20, not -2.0"),
-        (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0"),
+        (["--temperature", "inf"], "--temperature must be 0 to 10, not inf"),
+        (["--top-p", "1e-400"], "--top-p must be above 0 and at most 1, not 0.0"),
+        (["--guidance", "1e308"], "--guidance must be 0 to 20, not 1e+308"),
+        (["--n", "9" * 5000], "argument --n: '999999999999...9999999999999' is not a whole number"),
+        (["--batch-size", "1e6"], "argument --batch-size: '1e6' is not a whole number of at least"),
+        (["--seed", str(2**63)], f"argument --seed: '{2**63}' is not a whole number of at least"),
+        (["--class", "9" * 5000], "--class "),
+        (["--npz", "prior/model/model.safetensors"], "--npz prior/model/model.safetensors: must e"),
+        (["--seed", "-1"], "argument --seed: '-1' is not a whole number of at least 0"),
         (["--n", "0"], "argument --n: '0' is not a whole number of at least 1"),
         (["--batch-size", "0"], "argument --batch-size: '0' is not a whole number of at least 1"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pqvae.randomness import generator_for, uniform_noise
 from sampling.filters import filtered_probabilities, guide
-from sampling.sampler import BLOCK_IMAGES, SamplingSettings, sample_codes
+from sampling.sampler import BLOCK_IMAGES, sample_codes
+from sampling.settings import SamplingSettings
 from stage2_prior.books import Codebooks
 from stage2_prior.config import PriorConfig
 from stage2_prior.drawing import draw

@@ -55,8 +55,8 @@ def test_untrained_network_reconstructs_as_well_as_principal_components(
     ("settings", "message"),
     [
         ({"widths": (16, 32), "encoder_blocks": (1,)}, "equally long"),
-        ({"widths": (16, 24)}, "multiples of 16"),
-        ({"widths": (16, 16), "decoder_blocks": (0, -1)}, "cannot be negative"),
+        ({"widths": (16, 24)}, "multiple of 16"),
+        ({"widths": (16, 16), "decoder_blocks": (0, -1)}, "greater than or equal to 0"),
         ({"widths": (16, 16), "latent_channels": 49}, "a patch has 48 numbers"),
     ],
 )

@@ -194,6 +194,6 @@ def test_what_the_quantizer_adds_is_added_and_logged(
 
 @pytest.mark.parametrize("share", ["-0.1", "1.1"])
 def test_impossible_share_is_refused(share: str) -> None:
-    message = r"'objective.full_share' must be at least 0 and at most 1"
+    message = r"'objective.full_share' must be 0 to 1"
     with pytest.raises(UserError, match=message):
         load_config(Config, None, [f"objective.full_share={share}"])

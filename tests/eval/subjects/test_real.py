@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from eval.subjects.real import open_real, open_reference, same_place
+from eval.subjects.real import open_named, open_reference, open_trained_on, same_place
 from eval.subjects.samples import Samples
 from eval.subjects.tokenized import real_images
 from pqvae.data.config import DataConfig
@@ -40,7 +40,7 @@ def samples_of(data: dict[str, Any]) -> Samples:
 
 def test_a_folder_without_splits_counts_whole(tmp_path: Path) -> None:
     path = write_images(tmp_path / "plain", 60)
-    real = open_real(config_of(path), trained_on=False)
+    real = open_named(config_of(path), None)
     split = real.choose(None, "test")
     images = real.splits[split]()
     assert len(images) == 60
@@ -52,7 +52,7 @@ def test_a_folder_without_splits_counts_whole(tmp_path: Path) -> None:
 
 def test_images_that_were_trained_on_are_split_as_training_did(tmp_path: Path) -> None:
     config = config_of(write_images(tmp_path / "plain", 60))
-    real = open_real(config, trained_on=True)
+    real = open_trained_on(config)
     keys = {split: real.splits[split]().keys for split in ("train", "val", "test")}
     assert keys["test"] == open_dataset(config, "test").keys
     assert all(set(a).isdisjoint(b) for a, b in itertools.combinations(keys.values(), 2))
@@ -61,10 +61,18 @@ def test_images_that_were_trained_on_are_split_as_training_did(tmp_path: Path) -
     assert real.called("train") == "train split"
 
 
+def test_images_that_were_trained_on_are_known_where_they_have_moved(tmp_path: Path) -> None:
+    before = write_images(tmp_path / "before", 60)
+    known = open_dataset(config_of(before), "train").content_hash
+    after = before.rename(tmp_path / "after")
+    assert not open_named(config_of(after), known).whole
+    assert open_named(config_of(after), "of others").whole
+
+
 def test_splits_of_its_own_lose_nothing_to_those_that_are_missing(tmp_path: Path) -> None:
     for split, n in (("train", 60), ("test", 7)):
         write_images(tmp_path / "two" / split, n)
-    real = open_real(config_of(tmp_path / "two"), trained_on=False)
+    real = open_named(config_of(tmp_path / "two"), None)
     assert {split: len(images()) for split, images in real.splits.items()} == {
         "train": 60,
         "test": 7,

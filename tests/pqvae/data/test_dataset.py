@@ -331,8 +331,8 @@ def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"path": ""}, "'path' must be at least 1 long"),
-        ({"image_size": 7}, "'image_size' must be at least 8, not 7"),
-        ({"shift": -1}, "'shift' must be at least 0, not -1"),
+        ({"image_size": 7}, "'image_size' must be 8 to 4096, not 7"),
+        ({"shift": -1}, "'shift' must be 0 to 2048, not -1"),
         ({"shift": 17}, "data.shift is 17"),
     ]
     for settings, message in cases:

@@ -23,6 +23,9 @@ BOM = "\ufeff"
         ('{"caption": "a rose"}', "json", None),
         ('{"label": [0, 1, 0], "cls": null}', "json", None),
         ('[{"label": "of a box"}]', "json", None),
+        ('["label"]', "json", None),
+        ('{"label": " rose "}', "json", "rose"),
+        ("x" * 200, "cls", "x" * 200),
         (unicodedata.normalize("NFD", "pensée"), "cls", unicodedata.normalize("NFC", "pensée")),
     ],
 )
@@ -100,3 +103,5 @@ def test_a_list_may_come_from_any_editor(tmp_path: Path) -> None:
     assert listed_classes(path) == ()
     path.write_bytes(f"{BOM}daisy\r\nrose \r\n\r\n".encode())
     assert listed_classes(path) == ("daisy", "rose")
+    path.write_text(unicodedata.normalize("NFD", "pensée"), encoding="utf-8")
+    assert listed_classes(path) == (unicodedata.normalize("NFC", "pensée"),)

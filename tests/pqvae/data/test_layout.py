@@ -1,5 +1,7 @@
 """Layouts of folders: what is a split, what a class, what is only looked through."""
 
+from pathlib import Path
+
 import pytest
 
 from pqvae.data.arrange import arrange
@@ -32,6 +34,11 @@ def told(paths: str) -> str:
         ("pets/cat/a pets/dog/b", "train:cat:pets/cat/a train:dog:pets/dog/b"),
         ("x/y/cat/a x/y/dog/b", "train:cat:x/y/cat/a train:dog:x/y/dog/b"),
         ("images/a images/b", "train::images/a train::images/b"),
+        ("train/cat/a train/dog/b val/Images/c", "train:cat:cat/a train:dog:dog/b val::Images/c"),
+        (
+            "cat/test/a cat/more/b dog/c",
+            "train:cat:cat/more/b train:cat:cat/test/a train:dog:dog/c",
+        ),
         # Only side by side are they pictures and targets.
         ("images/a cat/b", "train:cat:cat/b train:images:images/a"),
         ("masks/a cat/b", "train:cat:cat/b train:masks:masks/a"),
@@ -82,6 +89,11 @@ def test_a_layout_is_read_as_its_owner_means_it(paths: str, expected: str) -> No
             r"data: train stands beside bus; if all are classes, put them into",
         ),
         ("up/bus/a up/train/c", r"data/up: train stands beside bus"),
+        ("x/images/a x/Masks/b", r"data/x: images and Masks look like pictures"),
+        (
+            "cat/big/train/a cat/big/test/b dog/c",
+            r"splits \(test, train\) lie in cat/big",
+        ),
         ("train/a b", r"data: images lie beside train, which is a split; move them into one"),
         ("images/a masks/b", r"data: images and masks look like pictures and what is to be found"),
         (
@@ -98,6 +110,19 @@ def test_a_layout_with_two_readings_is_refused(paths: str, message: str) -> None
     with pytest.raises(UserError, match=message) as caught:
         listing(paths)
     assert len(str(caught.value)) < 200
+
+
+def test_one_name_of_a_class_in_two_forms_is_one_class() -> None:
+    composed, decomposed = "pens\u00e9e", "pense\u0301e"
+    assert told(f"{decomposed}/a b/c") == f"train:b:b/c train:{composed}:{decomposed}/a"
+
+
+def test_shards_that_cannot_be_told_apart_are_refused() -> None:
+    samples = [Sample("0", None, Path(f"{folder}/x.tar"), 512, 1) for folder in "ab"]
+    with pytest.raises(UserError, match=r"data: two shards of one name hold the same keys"):
+        arrange("data", {"train": samples})
+    samples[1] = Sample("0", None, Path("b/y.tar"), 512, 1)
+    assert [s.key for s in arrange("data", {"train": samples}).samples["train"]] == ["x/0", "y/0"]
 
 
 def test_what_the_names_of_shards_say_comes_first() -> None:

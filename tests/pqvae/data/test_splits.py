@@ -2,7 +2,8 @@
 
 import pytest
 
-from pqvae.data.splits import split_folders, split_of, split_shards
+from pqvae.data.sample import Sample
+from pqvae.data.splits import carve, split_folders, split_of, split_shards
 from pqvae.errors import UserError
 
 
@@ -55,6 +56,7 @@ def test_folders_side_by_side_are_all_splits_or_none(names: str, splits: str) ->
         ("seg_train seg_test seg_pred", r"seg_test stands beside seg_pred"),
         ("train2014 train2017", r"both train2014 and train2017 are train; join them"),
         ("trainA trainB testA testB", r"both testA and testB are test"),
+        ("train testing evaluation", r"evaluation could be val or test, as testing is there"),
         ("train test eval", r"eval could be val or test, as test is there; rename it"),
     ],
 )
@@ -62,6 +64,13 @@ def test_folders_that_may_be_read_in_two_ways_are_refused(names: str, message: s
     with pytest.raises(UserError, match=message) as caught:
         split_folders(names.split(), "data")
     assert len(str(caught.value)) < 200
+
+
+def test_a_key_of_any_bytes_is_carved() -> None:
+    samples = [Sample(f"\udcff{index}", None, b"", 0, 0) for index in range(99)]
+    carved = carve({"train": samples})
+    assert sum(map(len, carved.values())) == 99
+    assert min(map(len, carved.values())) > 1
 
 
 def test_shards_name_their_split_with_words_of_their_own() -> None:

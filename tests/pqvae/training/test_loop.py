@@ -1,6 +1,7 @@
 """The training loop: when it stops, what it keeps, and that a cut run ends as a straight one."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -230,6 +231,29 @@ def test_run_cut_twice_with_a_damaged_newest_state_still_ends_alike(
     assert resumed.evaluated == [8, 10]
     assert stats(cut_folder) == stats(straight_folder)
     assert "step-00000008: damaged" in capsys.readouterr().err
+
+
+def test_every_logged_interval_knows_the_learning_rate_of_its_last_step(tmp_path: Path) -> None:
+    config = config_of(steps=8, log_every=3, warmup=0.25)
+    train(Regression(tmp_path), config, CPU, tmp_path)
+    logged = {line["step"]: line["learning_rate"] for line in stats(tmp_path) if "loss" in line}
+    # The peak at step 2 of 8, then a cosine: the last step is the one that comes after seven.
+    half = {step: 0.5 * (1 + math.cos(math.pi * (step - 3) / 6)) for step in (3, 6, 8)}
+    assert logged == pytest.approx({step: 0.3 * share for step, share in half.items()})
+
+
+def test_a_run_made_longer_says_what_becomes_of_the_learning_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Regression(tmp_path), config_of(warmup=0.0), CPU, tmp_path)
+    train(Regression(tmp_path), config_of(warmup=0.0), CPU, tmp_path)
+    assert "learning rate" not in capsys.readouterr().err
+    train(Regression(tmp_path), config_of(steps=20, warmup=0.0), CPU, tmp_path)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "learning rate" in line)
+    assert line.startswith("trainer.steps was 10 and is 20: ")
+    assert line.endswith("at 0.15 instead of 0")  # half of the peak of 0.3, at half of the way
+    (first, *_) = (line for line in stats(tmp_path) if line["step"] > 10)
+    assert 0.1 < first["learning_rate"] < 0.15
 
 
 def test_finished_run_is_not_trained_again_and_a_longer_one_goes_on(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from pqvae.config import HARMLESS, config_class, config_to_yaml, load_config
+from pqvae.config import HARMLESS, PLACE, config_class, config_to_yaml, load_config
 from pqvae.errors import UserError
 from pqvae.training.config import TrainerConfig
 from pqvae.training.run_folder import open_run
@@ -21,6 +21,7 @@ def config_of(**changes: Any) -> TrainerConfig:
 class RunConfig:
     out: Annotated[str, HARMLESS] = "runs/x"
     device: Annotated[str, HARMLESS] = "auto"
+    images: Annotated[str, PLACE] = "photos"
     size: int = 3
     trainer: TrainerConfig = Field(default_factory=config_of)
 
@@ -47,6 +48,10 @@ def enter(config: RunConfig, folder: Path) -> None:
         pass
 
 
+def save_something(folder: Path, name: str = "state/step-00000002") -> None:
+    (folder / name).mkdir(parents=True)
+
+
 def test_run_folder_holds_a_config_that_loads_as_the_same(tmp_path: Path) -> None:
     config = RunConfig(size=4, trainer=config_of(steps=77, learning_rate=1e-4))
     enter(config, tmp_path / "a" / "run")
@@ -65,6 +70,7 @@ def test_folder_of_another_run_is_refused_by_key(
     tmp_path: Path, changed: RunConfig, keys: str
 ) -> None:
     enter(RunConfig(), tmp_path)
+    save_something(tmp_path)
     text = (tmp_path / "config.yaml").read_text()
     with pytest.raises(UserError, match=f"holds a run with another {keys};") as caught:
         enter(changed, tmp_path)
@@ -74,11 +80,53 @@ def test_folder_of_another_run_is_refused_by_key(
 
 def test_longer_runs_and_other_intervals_are_the_same_run(tmp_path: Path) -> None:
     enter(RunConfig(), tmp_path)
+    save_something(tmp_path)
     harmless = {"accumulate": 2, "skip_nonfinite": 1, "compile": True, "sinks": ("trackio",)}
     trainer = config_of(steps=999, log_every=7, evaluate_every=9, **harmless)
     config = RunConfig(out="elsewhere", device="cpu", trainer=trainer)
     enter(config, tmp_path)
     assert load_config(RunConfig, tmp_path / "config.yaml", []) == config
+
+
+def test_a_place_may_change_where_a_state_knows_the_hash_of_what_lies_there(tmp_path: Path) -> None:
+    moved = RunConfig(images="elsewhere/photos")
+    for name in ("hashed", "unhashed"):
+        enter(RunConfig(), tmp_path / name)
+    save_something(tmp_path / "hashed")
+    enter(moved, tmp_path / "hashed")
+    assert load_config(RunConfig, tmp_path / "hashed" / "config.yaml", []) == moved
+    save_something(tmp_path / "unhashed", "model")
+    with pytest.raises(UserError, match="holds a run with another images;"):
+        enter(moved, tmp_path / "unhashed")
+
+
+def test_a_run_of_which_nothing_is_saved_gives_way_to_the_next_try(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too fast"), open_run(RunConfig(), tmp_path):
+        raise UserError("too fast")
+    with pytest.raises(CutError), open_run(RunConfig(size=5), tmp_path):
+        raise CutError
+    corrected = RunConfig(size=4)
+    with pytest.raises(UserError, match="not finite"), open_run(corrected, tmp_path):
+        save_something(tmp_path)
+        raise UserError("not finite")
+    enter(corrected, tmp_path)
+    assert load_config(RunConfig, tmp_path / "config.yaml", []) == corrected
+
+
+def test_a_config_that_a_user_has_written_is_never_replaced_by_another(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("size: 3  # as in the paper\n")
+    with pytest.raises(UserError, match="holds a run with another size;"):
+        enter(RunConfig(size=4), tmp_path)
+    assert "paper" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_run_that_refuses_to_go_on_keeps_its_config(tmp_path: Path) -> None:
+    enter(RunConfig(), tmp_path)
+    save_something(tmp_path)
+    moved = RunConfig(images="other/photos")
+    with pytest.raises(UserError, match="other images"), open_run(moved, tmp_path):
+        raise UserError("other images")
+    assert load_config(RunConfig, tmp_path / "config.yaml", []) == RunConfig()
 
 
 def test_foreign_folder_or_file_is_refused_untouched(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 from pqvae.randomness import generator_for
 from stage1_tokenizer.config import GumbelConfig, QuantizerConfig
 from stage1_tokenizer.quantizers import KINDS
-from stage1_tokenizer.quantizers.contract import code_entropy_bits
 
 if TYPE_CHECKING:
     from tests.stage1_tokenizer.quantizers.conftest import Case
@@ -143,10 +142,3 @@ def test_gradients_of_every_prefix_reach_the_latents_and_what_is_trained(case: "
     value.backward()
     for key, parameter in quantizer.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), key
-
-
-def test_entropy_of_uniform_codes_is_log2_of_their_number_and_of_constant_ones_zero() -> None:
-    uniform = torch.arange(64) % 16
-    skewed = torch.tensor([0] * 32 + [1] * 16 + [2] * 16)  # 1/2, 1/4, 1/4: 1.5 bits
-    codes = torch.stack([uniform, torch.full((64,), 3), skewed], dim=1)
-    assert code_entropy_bits(codes, (16, 16, 5)) == pytest.approx([4, 0, 1.5], abs=1e-12)

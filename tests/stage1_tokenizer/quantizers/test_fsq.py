@@ -74,5 +74,5 @@ def test_without_the_library_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPa
 
 
 def test_levels_that_say_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match="levels must be at least 2 each"):
+    with pytest.raises(UserError, match=r"'quantizer\.levels' must be .*each 2 to"):
         load_config(Config, None, ["quantizer.kind=fsq", "quantizer.levels=8,1"])

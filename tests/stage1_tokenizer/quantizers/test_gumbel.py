@@ -198,7 +198,7 @@ def test_other_kinds_are_refused_by_name() -> None:
 @pytest.mark.parametrize("sizes", ["8,8,8", "8,1"])
 def test_impossible_sizes_are_refused(sizes: str) -> None:
     arguments = ["kind=gumbel", "num_codes=2", f"codebook_sizes={sizes}"]
-    with pytest.raises(UserError, match=r"1 number or num_codes=2 of them, each at least 2"):
+    with pytest.raises(UserError, match=r"1 number or num_codes=2 of them|each 2 to"):
         load_config(Config, None, [f"quantizer.{argument}" for argument in arguments])
 
 

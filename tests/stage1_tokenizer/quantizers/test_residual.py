@@ -114,11 +114,14 @@ def test_sizes_are_one_for_all_or_two_or_one_for_each() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("num_codes=0", "'quantizer.num_codes' must be at least 1, not 0"),
+        ("num_codes=0", "'quantizer.num_codes' must be 1 to 4096, not 0"),
         ("num_codes=4 codebook_sizes=8,8,8", "codebook_sizes has 3 numbers"),
-        ("num_codes=2 codebook_sizes=8,1", "codebook_sizes must be at least 2 each"),
-        ("learned_codes=0", "'quantizer.learned_codes' must be at least 1, not 0"),
-        ("subspace=0", "'quantizer.subspace' must be at least 1, not 0"),
+        (
+            "num_codes=2 codebook_sizes=8,1",
+            "'quantizer.codebook_sizes' must be each 2 to 1048576, not 1",
+        ),
+        ("learned_codes=0", "'quantizer.learned_codes' must be 1 to 4096, not 0"),
+        ("subspace=0", "'quantizer.subspace' must be 1 to 65536, not 0"),
         ("rank=8", "subspace is 16, but must be 1 to rank, which is 8"),
         ("decay_start=0.9 decay_end=0.8", "decay_start and decay_end"),
         ("decay_end=1", "'quantizer.decay_end' must be above 0 and below 1"),
