@@ -163,18 +163,19 @@ def lite0_distance(
     Returns:
         float32 (B,) in [0, 4].
     """
-    distances = [
-        (first - second).square().sum(1).mean((1, 2))
-        for first, second in zip(
-            _unit_layers(network, images, blocks),
-            _unit_layers(network, originals, blocks),
-            strict=True,
-        )
-    ]
-    return torch.stack(distances).mean(0)
+    return layers_distance(
+        unit_layers(network, images, blocks), unit_layers(network, originals, blocks)
+    )
 
 
-def _unit_layers(network: Lite0, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+def layers_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """The distance between what ``unit_layers`` makes of images and of others: float32 (B,)."""
+    pairs = zip(first, second, strict=True)
+    return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).mean(0)
+
+
+def unit_layers(network: Lite0, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    """Features of the stem and of blocks, of unit length over the channels: (B, C, h, w) each."""
     images = images.to(next(network.parameters()).device).float()
     scale = LEAST_SIDE / min(images.shape[2:])
     if scale > 1:

@@ -80,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--guidance", type=float, default=1.0, metavar="S", help="towards the class (default: 1)")
     add(
+        "--decoder",
+        metavar="NAME",
+        help="vivid, to look at, or faithful (default: vivid, where it has been trained)",
+    )
+    add(
         "--npz",
         type=Path,
         metavar="FILE",

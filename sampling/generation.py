@@ -72,6 +72,7 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
     if prefix_length not in tokenizer.quantizer.cuts:
         known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
+    decoder = args.decoder or tokenizer.decoder_to_see
     label = _label(args.class_name, prior.class_names)
     labels = None
     if label is not None:
@@ -94,7 +95,8 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         "prior_hash": prior.content_hash,
         "tokenizer_hash": tokenizer.content_hash,
         "codes_hash": tokenizer.codes_hash,
-        "decoder_hash": tokenizer.decoder_hash(),
+        "decoder": decoder,
+        "decoder_hash": tokenizer.decoder_hash(decoder),
         "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
         "data": data,
         "data_hash": provenance.get("data_hash"),
@@ -147,7 +149,7 @@ def _generate(
                 labels = class_labels(args.seed, indices, prior.class_counts)
             prefix = record["settings"]["prefix"]
             codes = sample_codes(prior, labels, indices, args.seed, prefix, args.settings)
-            images = to_uint8(tokenizer.decode(codes)).cpu()
+            images = to_uint8(tokenizer.decode(codes, record["decoder"])).cpu()
             made = [
                 writers.submit(write_image, args.out, index, image)
                 for index, image in zip(indices.tolist(), images, strict=True)

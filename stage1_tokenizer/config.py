@@ -234,25 +234,6 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
 
 
 @config_class
-class DecoderConfig:
-    """What every kind has."""
-
-    kind: str
-
-
-@config_class
-class DirectConfig(DecoderConfig):
-    """The encoder's mirror image, of the sizes that the architecture says."""
-
-    kind: Literal["direct"] = Field(
-        default="direct", description="one pass, the mean of all that fits"
-    )
-
-
-DECODERS: dict[str, type[DecoderConfig]] = {"direct": DirectConfig}
-
-
-@config_class
 class TokenizerConfig:
     image_size: int = Field(ge=8, le=LARGEST, description="pixels, height and width")
     architecture: ArchitectureConfig = Field(default_factory=ArchitectureConfig)

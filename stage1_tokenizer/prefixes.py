@@ -9,7 +9,7 @@ from torch import Tensor
 from pqvae.data.batches import map_images
 from pqvae.data.dataset import ImageDataset
 from pqvae.images import psnr, save_grid, to_float, to_uint8
-from stage1_tokenizer.tokenizer import Tokenizer
+from stage1_tokenizer.tokenizer import FAITHFUL, Tokenizer
 
 
 def prefix_grid(cuts: Sequence[int]) -> list[int]:
@@ -24,34 +24,35 @@ def prefix_grid(cuts: Sequence[int]) -> list[int]:
 
 @torch.inference_mode()
 def reconstruct(
-    tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], beam: int = 1, refine: int = 0
-) -> Tensor:
-    """Images decoded from prefixes of their codes: uint8 (B, 3, H, W) -> (lengths, B, 3, H, W)."""
-    device = tokenizer.device
-    codes = tokenizer.encode(to_float(images).to(device), beam, refine)
-    return torch.stack([to_uint8(tokenizer.decode(codes[:, :k])).cpu() for k in lengths])
-
-
-def save_prefix_grid(
-    path: Path,
     tokenizer: Tokenizer,
     images: Tensor,
     lengths: Sequence[int],
+    decoder: str = FAITHFUL,
     beam: int = 1,
     refine: int = 0,
-) -> list[Tensor]:
-    """Draw uint8 images (B, 3, H, W), a row each, at every prefix length, the original last.
+) -> Tensor:
+    """Images decoded from prefixes of their codes: uint8 (B, 3, H, W) -> (lengths, B, 3, H, W)."""
+    codes = tokenizer.encode(to_float(images).to(tokenizer.device), beam, refine)
+    return torch.stack([to_uint8(tokenizer.decode(codes[:, :k], decoder)).cpu() for k in lengths])
 
-    Returns:
-        The reconstructions, uint8 (B, 3, H, W), one for each length.
+
+def save_prefix_grid(
+    path: Path, tokenizer: Tokenizer, images: Tensor, lengths: Sequence[int], decoded: Tensor
+) -> None:
+    """Draw images, a row each, as ``reconstruct`` gave them at these lengths, the original last.
+
+    Args:
+        path: A PNG file.
+        tokenizer: Whose codes have these bits.
+        images: The originals, uint8 (B, 3, H, W).
+        lengths: Prefix lengths.
+        decoded: uint8 (lengths, B, 3, H, W).
     """
-    decoded = list(reconstruct(tokenizer, images, lengths, beam, refine))
     bits = torch.tensor(tokenizer.quantizer.bits).cumsum(0)
     captions = [f"k={k}, {bits[k - 1]:.0f} bits" for k in lengths]
     columns = torch.stack([*decoded, images], dim=1).flatten(0, 1)
     zoom = max(1, 96 // images.shape[-1])
     save_grid(path, columns, len(lengths) + 1, captions=[*captions, "original"], zoom=zoom)
-    return decoded
 
 
 def evenly_spaced_indices(dataset: ImageDataset, count: int) -> Tensor:
@@ -75,7 +76,7 @@ def measure_psnr(
     """Mean PSNR in dB over the data set's images (at most ``limit``) at each prefix length."""
 
     def of_images(originals: Tensor) -> Tensor:
-        decoded = reconstruct(tokenizer, originals, lengths, beam, refine)
+        decoded = reconstruct(tokenizer, originals, lengths, FAITHFUL, beam, refine)
         return torch.stack([psnr(images, originals) for images in decoded], dim=1)
 
     indices = evenly_spaced_indices(dataset, min(limit, len(dataset)))

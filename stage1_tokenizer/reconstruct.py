@@ -38,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="R",
         help="times to correct the codes by what they decode to (default: none)",
     )
+    add(
+        "--decoder",
+        metavar="NAME",
+        help="vivid, to look at, or faithful (default: vivid, where it has been trained)",
+    )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() != ".png":
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from stage1_tokenizer.strips import draw_strips
 
-    draw_strips(args.images, args.tokenizer, args.out, args.device, args.beam, args.refine)
+    draw_strips(args)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from stage1_tokenizer.prefixes import (
     evenly_spaced,
     measure_psnr,
     prefix_grid,
+    reconstruct,
     residual_shares,
     save_prefix_grid,
 )
@@ -176,9 +177,9 @@ class TokenizerTask:
     def draw_grid(self, step: int) -> None:
         (self.folder / "grids").mkdir(exist_ok=True)
         path = self.folder / "grids" / f"step-{step:08d}.png"
-        save_prefix_grid(
-            path, self.tokenizer, evenly_spaced(self.val_images, GRID_IMAGES), self.lengths
-        )
+        images = evenly_spaced(self.val_images, GRID_IMAGES)
+        decoded = reconstruct(self.tokenizer, images, self.lengths)
+        save_prefix_grid(path, self.tokenizer, images, self.lengths, decoded)
 
     def save_model(self) -> None:
         provenance = provenance_of(self.config.data, self.train_images.content_hash)
@@ -237,7 +238,8 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
     ]
     codes = training_codes(tokenizer, task)
     images = evenly_spaced(test_images, GRID_IMAGES)
-    save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths)
+    decoded = reconstruct(tokenizer, images, task.lengths)
+    save_prefix_grid(task.folder / "prefixes.png", tokenizer, images, task.lengths, decoded)
     sizes = tokenizer.quantizer.sizes
     used = [codes[:, position].unique().numel() for position in range(tokenizer.num_codes)]
     return {

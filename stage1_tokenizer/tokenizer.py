@@ -13,7 +13,8 @@ from pqvae.config import config_from_dict, config_to_dict
 from pqvae.errors import UserError
 from pqvae.pretrained import hash_model, load_model, save_model
 from stage1_tokenizer import decoders, quantizers
-from stage1_tokenizer.config import DECODERS, DecoderConfig, DirectConfig, TokenizerConfig
+from stage1_tokenizer.config import TokenizerConfig
+from stage1_tokenizer.decoder_config import DECODERS, DecoderConfig, DirectConfig
 from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.encoder import Encoder
 from stage1_tokenizer.quantizers.codes import Codes, as_codes
@@ -22,6 +23,7 @@ from stage1_tokenizer.refine import refine as refined_codes
 from stage1_tokenizer.version1 import upgrade_config, upgrade_tensors
 
 FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under squared error
+VIVID = "vivid"  # the one for eyes, where it was trained
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
 REACH = 1.01  # of pixels: 1, and some rounding
 # Pixels that the networks take at once. Always as many images, padded: kernels round by the shape
@@ -72,6 +74,11 @@ class Tokenizer(nn.Module):
                 f"this tokenizer has no decoder {name!r}, only {', '.join(self.decoders)}"
             )
         return self.decoders[name]  # type: ignore[bad-return]
+
+    @property
+    def decoder_to_see(self) -> str:
+        """The name of the decoder whose pictures are to be looked at: the vivid one, if trained."""
+        return VIVID if VIVID in self.decoders else FAITHFUL
 
     @property
     def num_codes(self) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pqvae.config import HARMLESS, PLACE, config_class
+from pqvae.data.config import DataPlace
 from pqvae.training.config import TrainerConfig
 
 
@@ -37,14 +38,6 @@ class PriorConfig:
             raise ValueError(
                 f"width {self.width} must be an even multiple of heads {self.heads}, at least 32x"
             )
-
-
-@config_class
-class DataPlace:
-    path: Annotated[str | None, HARMLESS] = Field(
-        default=None,
-        description="where the images of the tokenizer are now, if not where they were",
-    )
 
 
 @config_class

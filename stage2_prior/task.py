@@ -26,12 +26,12 @@ from pqvae.training.compiler import require_compiler
 from pqvae.training.loop import train
 from pqvae.training.run_folder import open_run
 from pqvae.training.task import Evaluation
+from stage1_tokenizer.provenance import check_data, open_tokenizer
 from stage2_prior.books import Codebooks
 from stage2_prior.codes import EncodedDataset, encode_dataset
 from stage2_prior.config import Config
 from stage2_prior.drawing import class_labels, draw_codes, nucleus
 from stage2_prior.prior import Prior
-from stage2_prior.provenance import check_data, open_tokenizer
 from stage2_prior.unroll import unroll
 
 GRID_SAMPLES = 64
@@ -159,7 +159,7 @@ class PriorTask:
 
         codes = unroll(self.prior, labels, len(steps), choose)
         (self.folder / "grids").mkdir(exist_ok=True)
-        images = to_uint8(self.tokenizer.decode(codes)).cpu()
+        images = to_uint8(self.tokenizer.decode(codes, self.tokenizer.decoder_to_see)).cpu()
         save_grid(self.folder / "grids" / f"step-{step:08d}.png", images, columns=16)
 
     def save_model(self) -> None:

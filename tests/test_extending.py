@@ -22,7 +22,7 @@ from pqvae.data import sources
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset
 from pqvae.images import to_float
-from stage1_tokenizer import Tokenizer, decoders, quantizers
+from stage1_tokenizer import Tokenizer, decoder_config, decoders, quantizers
 from stage1_tokenizer import config as stage1_config
 from stage1_tokenizer.train import main as train
 from stage2_prior.books import Codebooks
@@ -38,7 +38,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 EXAMPLES = dict(re.findall(r"^```python (\w+)\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M))
 TABLES: list[dict[Any, Any]] = [
     stage1_config.QUANTIZERS,
-    stage1_config.DECODERS,
+    decoder_config.DECODERS,
     quantizers.KINDS,
     decoders.KINDS,
     sources.SOURCES,

@@ -32,8 +32,10 @@ KINDS = {
     },
     "stage1_tokenizer.decoders": {
         "stage1_tokenizer.config",
+        "stage1_tokenizer.decoder_config",
         "stage1_tokenizer.blocks",
         "stage1_tokenizer.decoders.contract",
+        "stage1_tokenizer.decoders.direct",
     },
     "pqvae.data.sources": {"pqvae.data.sample", "pqvae.data.splits", "pqvae.data.shard_index"},
 }

@@ -30,7 +30,7 @@ from pqvae.lite0 import Lite0, lite0_distance
 from pqvae.lite0 import load_network as load_lite0
 from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.prefixes import prefix_grid, save_prefix_grid
+from stage1_tokenizer.prefixes import prefix_grid, reconstruct, save_prefix_grid
 
 PICTURE_ROWS = 2  # of the best, the median and the worst images each
 MEASURED = (
@@ -87,7 +87,8 @@ def report_reconstruction(args: argparse.Namespace, request: Request) -> None:
     plot = request.output.with_suffix(".png")
     picture = plot.with_name(f"{plot.stem}-images.png")
     originals = images.images([place for places in shown.values() for place in places])
-    save_prefix_grid(picture, tokenizer, originals, lengths, **search)
+    decoded = reconstruct(tokenizer, originals, lengths, **search)
+    save_prefix_grid(picture, tokenizer, originals, lengths, decoded)
     drawn = save_plot(plot, _panels(rows, name))
     print(format_report(report, COLUMNS), flush=True)
     look = f"{plot} and {picture}" if drawn else f"{picture} ({NO_PLOT})"

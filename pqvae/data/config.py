@@ -43,3 +43,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.shift > self.image_size // 2:
             raise ValueError(f"data.shift is {self.shift}, but must be 0 to half of the image size")
+
+
+@config_class
+class DataPlace:
+    path: Annotated[str | None, HARMLESS] = Field(
+        default=None,
+        description="where the images of the tokenizer are now, if not where they were",
+    )

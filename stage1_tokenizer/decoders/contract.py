@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stage1_tokenizer.config import DecoderConfig
+from stage1_tokenizer.decoder_config import DecoderConfig
 
 
 class Decoder(nn.Module, ABC):
@@ -63,3 +63,6 @@ class Decoder(nn.Module, ABC):
             scale: float32 (): their deviation.
             colours: float32 (3,): the mean image.
         """
+
+    def init_from_faithful(self, faithful: "Decoder") -> None:
+        """Start from the tokenizer's faithful decoder, which is trained, if this kind does."""

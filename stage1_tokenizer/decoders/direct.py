@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from stage1_tokenizer.blocks import blocks, group_norm
-from stage1_tokenizer.config import ArchitectureConfig, DirectConfig
+from stage1_tokenizer.config import ArchitectureConfig
+from stage1_tokenizer.decoder_config import DirectConfig
 from stage1_tokenizer.decoders.contract import Decoder
 
 
@@ -42,13 +43,16 @@ class DirectDecoder(Decoder):
     def forward(
         self, latents: Tensor, prefix_lengths: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        maps = self._maps(latents)
-        return self.shortcut(maps) + self.network(self._input(maps, prefix_lengths))
+        return self.grow(self.features(latents, prefix_lengths), latents)
 
     def features(self, latents: Tensor, prefix_lengths: Tensor) -> Tensor:
-        """What the network makes of latents before the picture grows: (B, widths[-1], h, w)."""
+        """The coarse map that the picture grows from: (B, widths[-1], h, w)."""
         hidden = self._input(self._maps(latents), prefix_lengths)
         return self.network[: self.coarse_layers](hidden)
+
+    def grow(self, coarse: Tensor, latents: Tensor) -> Tensor:
+        """The picture that grows from a coarse map of these latents."""
+        return self.shortcut(self._maps(latents)) + self.network[self.coarse_layers :](coarse)
 
     def init_from_patches(self, components: Tensor, scale: Tensor, colours: Tensor) -> None:
         self.shortcut.weight.copy_(components * scale)

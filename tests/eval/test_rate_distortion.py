@@ -177,7 +177,7 @@ def test_every_prefix_is_measured_as_the_reconstruction_of_each_image(
     assert torch.equal(codes, encode(tokenizer, images, beam))
     for place, row in enumerate(values["psnr"]):
         image = images.images([place])
-        decoded = reconstruct(tokenizer, image, range(1, N + 1), beam)
+        decoded = reconstruct(tokenizer, image, range(1, N + 1), beam=beam)
         expected = [psnr(one, image) for one in decoded]
         # A value may be rounded the other way in a convolution of another batch shape.
         torch.testing.assert_close(row, torch.cat(expected), atol=0.02, rtol=0)

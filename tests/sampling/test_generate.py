@@ -19,7 +19,7 @@ from sampling.generate import main
 from sampling.sampler import BLOCK_IMAGES, sample_codes
 from sampling.settings import SamplingSettings
 from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.config import DirectConfig
+from stage1_tokenizer.decoder_config import DirectConfig
 from stage2_prior import Prior, train
 from stage2_prior.drawing import class_labels
 

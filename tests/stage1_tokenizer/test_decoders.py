@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pqvae.config import config_class
 from pqvae.errors import UserError
 from stage1_tokenizer import decoders
-from stage1_tokenizer.config import DECODERS, ArchitectureConfig, DecoderConfig
+from stage1_tokenizer.config import ArchitectureConfig
+from stage1_tokenizer.decoder_config import DECODERS, DecoderConfig
 from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.tokenizer import Tokenizer
 

@@ -1,0 +1,74 @@
+"""Every knob of decoders and of their training; imports no torch, as --help lists them all."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pqvae.config import HARMLESS, PLACE, OneOf, config_class
+from pqvae.data.config import DataPlace
+from pqvae.training.config import TrainerConfig
+
+
+@config_class
+class DecoderConfig:
+    """What every kind has."""
+
+    kind: str
+
+
+@config_class
+class DirectConfig(DecoderConfig):
+    """The encoder's mirror image, of the sizes that the architecture says."""
+
+    kind: Literal["direct"] = Field(
+        default="direct", description="one pass, the mean of all that fits"
+    )
+
+
+@config_class
+class RefinedConfig(DecoderConfig):
+    """The direct decoder's picture, refined at half and at full resolution."""
+
+    kind: Literal["refined"] = Field(
+        default="refined", description="the direct picture and what finer layers add to it"
+    )
+    half_width: int = Field(
+        default=48, ge=16, le=4096, multiple_of=16, description="channels at half the resolution"
+    )
+    full_width: int = Field(
+        default=32, ge=16, le=4096, multiple_of=16, description="channels at the full resolution"
+    )
+
+
+# By the value of `kind`.
+DECODERS: dict[str, type[DecoderConfig]] = {"direct": DirectConfig, "refined": RefinedConfig}
+
+
+@config_class
+class VividObjectiveConfig:
+    squared_error: float = Field(
+        default=0.6, ge=0, le=1e6, description="weight of the squared error beside the distance"
+    )
+    shortest: int = Field(
+        default=2, ge=1, le=2**16, description="codes of the shortest prefix that is trained on"
+    )
+
+
+@config_class
+class Config:
+    out: Annotated[str, HARMLESS] = Field(default="runs/vivid", description="the run folder")
+    tokenizer: Annotated[str, PLACE] = Field(
+        default="runs/tokenizer",
+        description="a run folder of stage 1: its model gets the decoder, its data are this run's",
+    )
+    data: DataPlace = Field(default_factory=DataPlace)
+    device: Annotated[str, HARMLESS] = Field(
+        default="auto", description="auto, cpu, cuda, cuda:1 or mps"
+    )
+    decoder: Annotated[DecoderConfig, OneOf(DECODERS)] = Field(default_factory=RefinedConfig)
+    objective: VividObjectiveConfig = Field(default_factory=VividObjectiveConfig)
+    trainer: TrainerConfig = Field(
+        default_factory=lambda: TrainerConfig(
+            steps=1200, batch_size=64, learning_rate=1e-3, evaluate_every=200
+        )
+    )

@@ -1,0 +1,240 @@
+"""The vivid decoder for the training loop: codes stay as they are, pictures get better to see.
+
+The squared error asks for the mean of all pictures that fit, which is a blur. A distance by the
+features of a network that knows pictures (in the form of LPIPS, Zhang et al., 2018) asks for one
+that looks like them. That network, EfficientNet-Lite0, was trained on the labels of ImageNet; so
+nothing that this decoder makes is a figure of unsupervised learning, or to be judged by it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pqvae import distributed, lite0
+from pqvae.cli import next_command
+from pqvae.config import config_to_dict, config_to_yaml
+from pqvae.console import format_seconds, say
+from pqvae.data.batches import Prefetcher, TrainingImages, map_images, parts_of_batch
+from pqvae.data.dataset import ImageDataset, open_splits
+from pqvae.data.summary import say_splits
+from pqvae.errors import UserError
+from pqvae.files import write_json
+from pqvae.images import psnr, to_float, to_uint8
+from pqvae.pretrained import recorded_data
+from pqvae.randomness import Stream, stream_generator
+from pqvae.runtime import Runtime, machine, select_runtime, versions
+from pqvae.training.compiler import require_compiler
+from pqvae.training.loop import train
+from pqvae.training.run_folder import open_run
+from pqvae.training.task import Evaluation
+from stage1_tokenizer.decoder_config import Config
+from stage1_tokenizer.prefixes import (
+    evenly_spaced,
+    evenly_spaced_indices,
+    prefix_grid,
+    reconstruct,
+    save_prefix_grid,
+)
+from stage1_tokenizer.provenance import check_data, open_tokenizer
+from stage1_tokenizer.tokenizer import FAITHFUL, VIVID, Tokenizer
+
+GRID_IMAGES = 8  # rows of the grids drawn while training
+EVALUATED_IMAGES = 256  # held-out images at most while training ...
+REPORTED_IMAGES = 1024  # ... and at the end
+BLOCKS = (0, 2, 4, 10)  # of lite0, whose features count beside its stem's
+CURVES = {
+    "distance and squared error": ["distance", "mse"],
+    "held-out distance by prefix length": ["val_distance_*"],
+    "held-out PSNR by prefix length, dB": ["val_psnr_*"],
+}
+
+
+class DecoderTask:
+    """A decoder of a trained tokenizer for the training loop."""
+
+    def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
+        self.config, self.runtime, self.folder = config, runtime, folder
+        self.network = lite0.load_network().to(runtime.device)
+        self.tokenizer = open_tokenizer(config.tokenizer).to(runtime.device)
+        data = recorded_data(
+            self.tokenizer.provenance, config.tokenizer, config.data.path, "data.path=..."
+        )
+        splits = open_splits(data)
+        say_splits(splits)
+        self.train_images, self.val_images, self.test_images = splits.values()
+        check_data(self.tokenizer, config.tokenizer, data.path, self.train_images)
+        torch.manual_seed(config.trainer.seed)
+        self.tokenizer.requires_grad_(False)
+        self.decoder = self.tokenizer.add_decoder(VIVID, config.decoder)
+        self.decoder.init_from_faithful(self.tokenizer.decoder())
+        self.model: nn.Module = self.decoder
+        self.networks: Sequence[nn.Module] = (self.decoder,)
+        self.curves: Mapping[str, Sequence[str]] = CURVES
+        trainer = config.trainer
+        self.images = TrainingImages(self.train_images, data, trainer.batch_size, trainer.seed)
+        self.parts = parts_of_batch(trainer.batch_size, trainer.accumulate)
+        self.batches = Prefetcher(self.images, self.parts, data.workers)
+        lengths = prefix_grid(self.tokenizer.quantizer.cuts)
+        self.lengths = [k for k in lengths if k >= config.objective.shortest] or lengths[-1:]
+
+    def start(self) -> None:
+        """The decoder starts as the faithful one, and so from the tokenizer alone."""
+
+    def loss(self, step: int, part: slice) -> dict[str, Tensor]:
+        images = self.batches(step, part).to(self.runtime.device)
+        trainer, quantizer = self.config.trainer, self.tokenizer.quantizer
+        generator = stream_generator(trainer.seed, Stream.PREFIX_LENGTHS, step)
+        drawn = torch.randint(len(self.lengths), (trainer.batch_size,), generator=generator)
+        lengths = torch.tensor(self.lengths)[drawn][part].to(images.device)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            latents = self.tokenizer.latents(images)
+            described = quantizer.describe_by(latents, quantizer.encode(latents))
+            partial = described.prefix(lengths)
+        pictures = self.decoder(partial, lengths).float()
+        with torch.no_grad():
+            wanted = self.layers(images)
+        distance = lite0.layers_distance(self.layers(pictures), wanted).mean()
+        mse = F.mse_loss(pictures, images)
+        loss = distance + self.config.objective.squared_error * mse
+        return {"loss": loss, "distance": distance.detach(), "mse": mse.detach()}
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """What the distance compares, of float images (B, 3, H, W) in [-1, 1]."""
+        return lite0.unit_layers(self.network, (images + 1) * 127.5, BLOCKS)
+
+    def after_step(self, step: int, finite: Tensor) -> None:
+        """Everything learns by gradient here."""
+
+    def keys(self, step: int) -> list[str]:
+        return [self.train_images.keys[index] for index in self.images.order(step).tolist()]
+
+    def measure(self, dataset: ImageDataset, decoder: str, limit: int) -> dict[str, list[float]]:
+        """Mean distance, squared error and PSNR of held-out images at each prefix length."""
+
+        def compare(originals: Tensor) -> Tensor:
+            images = to_float(originals).to(self.runtime.device)
+            codes, wanted = self.tokenizer.encode(images), self.layers(images)
+            rows = []
+            for k in self.lengths:
+                pictures = self.tokenizer.decode(codes[:, :k], decoder)
+                errors = (pictures - images).square().flatten(1).mean(1)
+                levels = psnr(to_uint8(pictures).cpu(), originals).to(errors)
+                distances = lite0.layers_distance(self.layers(pictures), wanted)
+                rows.append(torch.stack([distances, errors, levels], dim=1))
+            return torch.stack(rows, dim=1)  # (B, lengths, 3)
+
+        indices = evenly_spaced_indices(dataset, min(limit, len(dataset)))
+        means = map_images(dataset, indices, compare).double().mean(0)
+        return dict(zip(("distance", "mse", "psnr"), means.T.tolist(), strict=True))
+
+    def evaluate(self, step: int) -> Evaluation:
+        found = self.measure(self.val_images, VIVID, EVALUATED_IMAGES)
+        self.draw_grid(step)
+        weight = self.config.objective.squared_error
+        losses = [d + weight * e for d, e in zip(found["distance"], found["mse"], strict=True)]
+        pairs = [("distance", "4"), ("psnr", "2")]
+        text = " | ".join(
+            f"val {name} "
+            + " ".join(f"{k}:{v:.{d}f}" for k, v in zip(self.lengths, found[name], strict=True))
+            for name, d in pairs
+        )
+        scalars = {
+            f"val_{name}_{k}": value
+            for name, _ in pairs
+            for k, value in zip(self.lengths, found[name], strict=True)
+        }
+        return Evaluation(sum(losses) / len(losses), text, scalars)
+
+    def draw_grid(self, step: int) -> None:
+        (self.folder / "grids").mkdir(exist_ok=True)
+        path = self.folder / "grids" / f"step-{step:08d}.png"
+        images = evenly_spaced(self.val_images, GRID_IMAGES)
+        decoded = reconstruct(self.tokenizer, images, self.lengths, VIVID)
+        save_prefix_grid(path, self.tokenizer, images, self.lengths, decoded)
+
+    def save_model(self) -> None:
+        trained_with = {"trained_with": "efficientnet-lite0, trained on the labels of ImageNet"}
+        decoders = {**self.tokenizer.provenance.get("decoders", {}), VIVID: trained_with}
+        provenance = {**self.tokenizer.provenance, "decoders": decoders}
+        self.tokenizer.save_pretrained(self.folder / "model", provenance)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "decoder": self.decoder.state_dict(),
+            "codes_hash": self.tokenizer.codes_hash,
+            "data_hash": self.train_images.content_hash,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["codes_hash"] != self.tokenizer.codes_hash:
+            raise UserError(
+                f"{self.folder} was trained on other codes than those of {self.config.tokenizer}; "
+                "choose another folder (out=...) or remove it"
+            )
+        if not self.train_images.matches(state["data_hash"]):
+            raise UserError(
+                f"{self.folder}: the training images are not those that this run began with; "
+                "restore them, or choose another folder (out=...)"
+            )
+        self.decoder.load_state_dict(state["decoder"])
+
+
+def report(task: DecoderTask, trained: dict[str, float]) -> dict[str, Any]:
+    """The final figures of the kept decoder, and of the faithful one, on the test split."""
+    task.tokenizer = Tokenizer.from_pretrained(task.folder / "model").to(task.runtime.device)
+    test = task.test_images
+    images = evenly_spaced(test, GRID_IMAGES)
+    decoded = reconstruct(task.tokenizer, images, task.lengths, VIVID)
+    path = task.folder / "prefixes.png"
+    save_prefix_grid(path, task.tokenizer, images, task.lengths, decoded)
+    return {
+        **{name: task.measure(test, name, REPORTED_IMAGES) for name in (VIVID, FAITHFUL)},
+        "prefix_lengths": task.lengths,
+        "split": test.name,
+        "images": min(REPORTED_IMAGES, len(test)),
+        "distance_by": f"{lite0.PACKAGE} {lite0.PACKAGE_VERSION}, the network trained with",
+        "steps": trained["steps"],
+        "seconds": round(trained["seconds"], 1),
+        "parameters": sum(p.numel() for p in task.tokenizer.decoder(VIVID).parameters()),
+        "codes_hash": task.tokenizer.codes_hash,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def run(config: Config) -> None:
+    """Train as the config says, or resume; give the decoder to the tokenizer."""
+    folder = Path(config.out)
+    runtime = select_runtime(config.device)
+    if config.trainer.compile:
+        require_compiler(runtime.device)
+    with distributed.process_group(runtime.device):
+        task = DecoderTask(config, runtime, folder)
+        with open_run(config, folder):
+            say(f"training on {runtime}")
+            say(config_to_yaml(config))
+            trained = train(task, config.trainer, runtime, folder, config_to_dict(config))
+            distributed.on_rank_zero(lambda: finish(task, trained))
+
+
+def finish(task: DecoderTask, trained: dict[str, float]) -> None:
+    """Measure, write ``result.json``, put the decoder beside the tokenizer's others."""
+    result = report(task, trained)
+    write_json(task.folder / "result.json", result)
+    model = Path(task.config.tokenizer)
+    model = model / "model" if (model / "model").is_dir() else model
+    task.tokenizer.save_pretrained(model)
+    say(f"took {format_seconds(result['seconds'])}")
+    for name in (VIVID, FAITHFUL):
+        pairs = zip(task.lengths, result[name]["distance"], result[name]["psnr"], strict=True)
+        text = "  ".join(f"{k}:{d:.4f}/{p:.2f}" for k, d, p in pairs)
+        print(f"test distance / PSNR in dB by prefix length, {name}  {text}")
+    again = [] if task.config.tokenizer == Config().tokenizer else [f"tokenizer={model.parent}"]
+    print(
+        f"gave {model} its decoder {VIVID!r}; look at {task.folder}/prefixes.png, "
+        f"then: {next_command('stage2_prior.train', *again)}"
+    )
