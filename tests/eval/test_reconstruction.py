@@ -16,7 +16,6 @@ from eval.measures.statistics import Statistics, frechet_distance, statistics_of
 from eval.networks import NETWORKS
 from eval.networks.features import FeatureNetwork, Features
 from eval.reconstruction import main
-from eval.report.reconstruction import picture_rows
 from eval.subjects.selection import Selection
 from eval.subjects.tokenized import Reconstructions
 from pqvae import lite0
@@ -191,24 +190,6 @@ def test_results_depend_on_neither_chunks_nor_order(
     images = Reconstructions(tokenizer, codes[:, :2]).images(order)
     whole = reconstruct(tokenizer, held_out.images(range(12)), [2])[0]
     assert (images.int() - whole[order].int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("n", "rows"),
-    [
-        (1, {"best": [0], "median": [], "worst": []}),
-        (3, {"best": [0, 1], "median": [], "worst": [2]}),
-        (5, {"best": [0, 1], "median": [2], "worst": [3, 4]}),
-        (9, {"best": [0, 1], "median": [3, 4], "worst": [7, 8]}),
-        (100, {"best": [0, 1], "median": [49, 50], "worst": [98, 99]}),
-    ],
-)
-def test_rows_of_the_picture_are_by_rank_and_none_twice(n: int, rows: dict[str, list[int]]) -> None:
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    psnrs = torch.empty(n)
-    psnrs[order] = torch.arange(n, 0, -1).float()
-    expected = {title: order[ranks].tolist() for title, ranks in rows.items()}
-    assert picture_rows(psnrs) == expected
 
 
 def test_the_picture_shows_the_images_that_the_report_names(

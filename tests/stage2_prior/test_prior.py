@@ -1,65 +1,30 @@
-"""The prior: causal, equal with and without its cache, and honest about bits."""
+"""The prior: causal, the same whatever stands beside an image, and honest about bits."""
 
-import json
 import math
-import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pqvae.config import config_to_dict
-from pqvae.errors import UserError
-from pqvae.pretrained import save_model
 from pqvae.randomness import generator_for
 from stage1_tokenizer.config import ResidualConfig
 from stage1_tokenizer.quantizers.residual import ResidualQuantizer
-from stage1_tokenizer.tokenizer import Tokenizer
 from stage2_prior.books import Codebooks
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import Prior
+from tests.stage2_prior.random_prior import (
+    BATCH,
+    CLASSES,
+    CODEBOOKS,
+    LABELS,
+    SIZES,
+    N,
+    make_prior,
+    random_codes,
+)
 
-SIZES = (7, 4, 16, 2, 9)
-# The last three positions share a codebook of 16 entries of 3 numbers.
-CODEBOOKS = Codebooks(SIZES, (0, 1, 2, 2, 2), (None, None, 3))
-N, CLASSES, BATCH = len(SIZES), 3, 6
 # Logits are of order 1; float32 products of other shapes are summed in another order.
 TOLERANCE = 1e-4
-
-TINY = PriorConfig(width=64, depth=2, heads=2, code_features=8)
-
-
-def make_prior(
-    config: PriorConfig = TINY, classes: int = CLASSES, codebooks: Codebooks = CODEBOOKS
-) -> Prior:
-    """A prior in which every weight counts: training would move those that start at zero, too."""
-    torch.manual_seed(0)
-    names, counts = tuple(f"class {i}" for i in range(classes)), (5,) * classes
-    prior = Prior(config, codebooks, names, counts)
-    for parameter in prior.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    for book in prior.books:
-        placements = None if book.placements is None else torch.randn(book.placements.shape)
-        book.set_meaning(torch.randn(book.meaning.shape), placements)
-    return prior.eval()
-
-
-@pytest.fixture(scope="module")
-def prior() -> Prior:
-    return make_prior()
-
-
-def random_codes(seed: int = 0) -> Tensor:
-    columns = [
-        torch.randint(size, (BATCH,), generator=generator_for(seed, i))
-        for i, size in enumerate(SIZES)
-    ]
-    return torch.stack(columns, dim=1)
-
-
-LABELS = torch.arange(BATCH) % CLASSES
 
 
 @torch.inference_mode()
@@ -198,113 +163,6 @@ def test_another_position_in_a_shared_codebook_costs_a_row_of_each_kind() -> Non
 
     # Its position and gain; its bias and the size of each entry; how it places them.
     assert count(57) - count(56) == 2 * 192 + 2 * 1024 + 16 * 128
-
-
-@torch.inference_mode()
-def test_saved_and_loaded_it_is_the_same(prior: Prior, tmp_path: Path) -> None:
-    content_hash = prior.save_pretrained(tmp_path / "model", {"codes_hash": "of a tokenizer"})
-    for folder in (tmp_path, tmp_path / "model"):  # a run folder or the model in it
-        loaded = Prior.from_pretrained(folder)
-        assert not loaded.training
-        assert loaded.config == prior.config
-        assert loaded.codebooks == CODEBOOKS
-        assert loaded.sizes == SIZES
-        assert loaded.sequence == prior.sequence
-        assert loaded.class_names == prior.class_names
-        assert loaded.class_counts == prior.class_counts
-        assert loaded.provenance == {"codes_hash": "of a tokenizer", "home": os.getcwd()}
-        assert loaded.content_hash == content_hash
-        codes = random_codes()
-        assert torch.equal(loaded(codes, LABELS), prior(codes, LABELS))
-
-
-@torch.inference_mode()
-def test_a_folder_of_the_first_version_is_the_same_prior(prior: Prior, tmp_path: Path) -> None:
-    """That version had tables by position: the reference is its formula, on the same layers."""
-    K, width, features = max(SIZES), TINY.width, TINY.code_features
-    generator = generator_for(0)
-
-    def random(*shape: int) -> Tensor:
-        return 0.1 * torch.randn(*shape, generator=generator)
-
-    tables = {
-        "code_embedding.weight": random(N * K, width),
-        "head": random(N, K, width),
-        "head_bias": random(N, K),
-        "head_projection.weight": random(width, features),
-        "code_features": 10 * random(N, K, features),
-    }
-    shared = ("layers.", "class_embedding.", "position_embedding", "feature_projection.")
-    kept = {k: v for k, v in prior.state_dict().items() if k.startswith(shared)}
-    config = {
-        "prior": config_to_dict(TINY),
-        "codebook_sizes": list(SIZES),
-        "class_names": list(prior.class_names),
-        "class_counts": list(prior.class_counts),
-        "tokenizer_hash": "hash of a tokenizer",
-    }
-    content_hash = save_version_1(tmp_path, config, {**kept, **tables})
-
-    codes, places = random_codes(), torch.arange(N - 1)
-    meaning = tables["code_features"][places, codes[:, :-1]].cumsum(dim=1)
-    embedded = tables["code_embedding.weight"][codes[:, :-1] + places * K]
-    embedded = embedded + meaning @ kept["feature_projection.weight"].T
-    embedded = embedded + kept["position_embedding"][:-1]
-    start = kept["class_embedding.weight"][LABELS].unsqueeze(1)
-    hidden = prior.layers(torch.cat([start, embedded], dim=1))
-    said = nn.functional.normalize(tables["code_features"], dim=2)
-    head = tables["head"] + said @ tables["head_projection.weight"].T
-    expected = torch.einsum("bnd,nkd->bnk", hidden, head) + tables["head_bias"]
-    expected[:, torch.arange(K) >= torch.tensor(SIZES).unsqueeze(1)] = -torch.inf
-
-    loaded = Prior.from_pretrained(tmp_path)
-    assert loaded.content_hash == content_hash
-    assert loaded.provenance["tokenizer_hash"] == "hash of a tokenizer"
-    assert loaded.sizes == SIZES
-    torch.testing.assert_close(loaded(codes, LABELS), expected, atol=1e-5, rtol=0)
-    # Saved anew, it is a prior of today.
-    loaded.save_pretrained(tmp_path)
-    again = Prior.from_pretrained(tmp_path)
-    assert again.provenance["tokenizer_hash"] == "hash of a tokenizer"
-    assert torch.equal(again(codes, LABELS), loaded(codes, LABELS))
-
-
-def save_version_1(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Write a model folder as version 1 did: without version and provenance."""
-    content_hash = save_model(folder, "prior", config, tensors, {})
-    path = folder / "config.json"
-    values = json.loads(path.read_text())
-    kept = {key: values[key] for key in ("kind", "content_hash", "config")}
-    path.write_text(json.dumps(kept))
-    return content_hash
-
-
-def test_a_foreign_or_damaged_folder_is_refused(
-    prior: Prior, tiny_tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    def refused(message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            Prior.from_pretrained(tmp_path)
-
-    refused(r"no prior here \(config.json is missing\)")
-    config = tmp_path / "config.json"
-    config.write_text("[]")
-    refused(r"config.json: not the config of a model")
-    Tokenizer(tiny_tokenizer.config).save_pretrained(tmp_path)
-    refused("holds a tokenizer, but a prior is needed")
-    prior.save_pretrained(tmp_path)
-    config.write_text(config.read_text().replace("class 1", "class 9"))
-    refused("do not belong together, or are damaged")
-    prior.save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    refused("do not belong together, or are damaged")
-    weights.write_bytes(data[: len(data) // 2])
-    refused("model.safetensors: damaged")
-    weights.unlink()
-    refused("model.safetensors: no such file")
 
 
 @pytest.mark.parametrize("settings", [(65, 2), (32, 2), (66, 4)])

@@ -55,6 +55,22 @@ def read_members(archive: Path, prefix: str) -> dict[str, bytes]:
         }
 
 
+def draw_splits(category_of: dict[str, str]) -> dict[str, str]:
+    """Design -> its split, but for train: in each category the first ones by their hash."""
+    by_category: defaultdict[str, list[str]] = defaultdict(list)
+    for design, category in category_of.items():
+        by_category[category].append(design)
+    split_of: dict[str, str] = {}
+    for designs in by_category.values():
+        designs.sort(key=lambda design: hashlib.sha256(design.encode()).digest())
+        start = 0
+        for split, share in SHARES.items():
+            count = round(share * len(designs))
+            split_of.update((design, split) for design in designs[start : start + count])
+            start += count
+    return split_of
+
+
 def main(noto_archive: Path, fluent_archive: Path, out: Path) -> None:
     (table,) = read_members(noto_archive, "package/emoji.json").values()
     design_of: dict[str, str] = {}
@@ -94,18 +110,8 @@ def main(noto_archive: Path, fluent_archive: Path, out: Path) -> None:
         a, b = sorted((find(design), find(other)))
         group[b] = a
 
-    by_category: defaultdict[str, list[str]] = defaultdict(list)
-    for design in sorted(category_of):
-        if find(design) == design:
-            by_category[category_of[design]].append(design)
-    split_of: dict[str, str] = {}
-    for designs in by_category.values():
-        designs.sort(key=lambda design: hashlib.sha256(design.encode()).digest())
-        start = 0
-        for split, share in SHARES.items():
-            count = round(share * len(designs))
-            split_of.update((design, split) for design in designs[start : start + count])
-            start += count
+    firsts = {design: name for design, name in category_of.items() if find(design) == design}
+    split_of = draw_splits(firsts)
 
     for split in ("train", "val", "test"):
         path = out / f"emoji-{split}-000000.tar"

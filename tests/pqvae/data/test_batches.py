@@ -1,11 +1,6 @@
-"""Training batches: every image once an epoch, a pure function of (seed, step), honest shifts."""
+"""Training batches: the images of a step, cut into parts, moved within reach, mapped in chunks."""
 
-import sys
-import threading
-import weakref
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -72,23 +67,6 @@ def moved_slowly(image: Tensor, flip: bool, down: int, right: int) -> Tensor:
         from_x = min(max(x + right, 0), SIZE - 1)
         result[:, y, x] = image[:, from_y, SIZE - 1 - from_x if flip else from_x]
     return result
-
-
-@pytest.mark.parametrize(("length", "batch_size"), [(12, 4), (13, 4), (5, 13), (7, 7), (1, 3)])
-def test_every_image_comes_once_an_epoch(length: int, batch_size: int) -> None:
-    order = BatchOrder(length, batch_size, seed=3)
-    epochs = 4
-    steps = -(-length * epochs // batch_size)
-    stream = torch.cat([order(step) for step in range(steps)])[: length * epochs]
-    for epoch in stream.view(epochs, length):
-        assert epoch.sort().values.tolist() == list(range(length))
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    # 20! orders: two of these five are alike by accident with a chance below 1e-17.
-    orders = [tuple(BatchOrder(20, 20, seed)(step).tolist()) for seed, step in
-              [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]]  # fmt: skip
-    assert len(set(orders)) == 5
 
 
 def test_batch_is_a_function_of_seed_and_step_in_whatever_order_it_is_asked_for(
@@ -178,129 +156,6 @@ def test_fewer_images_than_processes_are_refused(set_process: SetProcess) -> Non
     BatchOrder(3, 8, 0)
     with pytest.raises(UserError, match="2 training images are too few for 3 processes"):
         BatchOrder(2, 8, 0)
-
-
-def test_batch_order_may_be_asked_by_several_threads() -> None:
-    # Each step ends an epoch and begins one: all of them draw permutations at once.
-    steps = [step * 97 % 200 for step in range(200)]
-    expected = [BatchOrder(5, 7, 3)(step) for step in steps]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            for _ in range(3):
-                found = list(pool.map(BatchOrder(5, 7, 3), steps))
-                assert all(map(torch.equal, found, expected))
-    finally:
-        sys.setswitchinterval(interval)
-
-
-class Recorded:
-    """A function of (step, part), and when it was called for what."""
-
-    def __init__(self, parts: list[slice], fail_at: int | None = None) -> None:
-        self.parts, self.fail_at = parts, fail_at
-        self.calls: list[int] = []  # places: steps * parts + part
-        self.asked = -1  # the place that is asked for
-        self.furthest_ahead = 0
-        self._changed = threading.Condition()
-
-    def __call__(self, step: int, part: slice) -> Tensor:
-        place = step * len(self.parts) + self.parts.index(part)
-        with self._changed:
-            self.calls.append(place)
-            self.furthest_ahead = max(self.furthest_ahead, place - self.asked)
-            self._changed.notify_all()
-        if place == self.fail_at:
-            raise UserError(f"place {place} is damaged")
-        return torch.tensor([step, part.start, part.stop])
-
-    def ask(self, ahead: Prefetcher, place: int) -> list[int]:
-        step, index = divmod(place, len(self.parts))
-        with self._changed:
-            self.asked = place
-        return ahead(step, self.parts[index]).tolist()
-
-    def expected(self, place: int) -> list[int]:
-        step, index = divmod(place, len(self.parts))
-        return [step, self.parts[index].start, self.parts[index].stop]
-
-    def wait_for(self, places: set[int]) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: places <= set(self.calls), timeout=10)
-
-
-PARTS = {1: [slice(0, 8)], 3: [slice(0, 2), slice(2, 4), slice(4, 7)]}
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("parts", PARTS)
-def test_what_was_called_ahead_is_what_is_asked_for(parts: int, workers: int) -> None:
-    function = Recorded(PARTS[parts])
-    ahead = Prefetcher(function, function.parts, workers)
-    for start in (0, 57, 6, 8, 40 * parts + 1):  # a resumed run starts anywhere
-        for place in range(start, start + 7):
-            assert function.ask(ahead, place) == function.expected(place)
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("start", [0, 57])
-def test_each_place_is_called_once_and_no_more_than_workers_ahead(
-    parts: int, workers: int, start: int
-) -> None:
-    function = Recorded(PARTS[parts])
-    ahead = Prefetcher(function, function.parts, workers)
-    for place in range(start, start + 20):
-        function.ask(ahead, place)
-        # The next ones are called with nobody asking for them ...
-        assert function.wait_for(set(range(start, place + workers + 1)))
-    # ... but none beyond, and none twice.
-    assert Counter(function.calls) == Counter(range(start, start + 20 + workers))
-    assert function.furthest_ahead == workers
-
-
-def test_results_are_not_kept_once_given_or_jumped_over() -> None:
-    made: list[weakref.ref[Tensor]] = []
-
-    def function(step: int, part: slice) -> Tensor:
-        result = torch.tensor(step)
-        made.append(weakref.ref(result))
-        return result
-
-    parts = PARTS[1]
-    ahead = Prefetcher(function, parts, 2)
-    for start in (0, 57, 6):
-        for step in range(start, start + 10):
-            assert int(ahead(step, parts[0])) == step
-    ahead._pool.shutdown()  # so that none is still under way
-    assert len(made) > 30
-    assert sum(result() is not None for result in made) == 2
-
-
-def test_workers_call_at_the_same_time() -> None:
-    together = threading.Barrier(3, timeout=10)  # broken where fewer than three come
-
-    def function(step: int, part: slice) -> Tensor:
-        if step < 3:
-            together.wait()
-        return torch.tensor(step)
-
-    ahead = Prefetcher(function, PARTS[1], 3)
-    assert [int(ahead(step, PARTS[1][0])) for step in range(5)] == list(range(5))
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("parts", PARTS)
-def test_an_error_is_raised_where_it_is_asked_for_and_not_before(parts: int, workers: int) -> None:
-    function = Recorded(PARTS[parts], fail_at=7)
-    ahead = Prefetcher(function, function.parts, workers)
-    for place in range(7):
-        assert function.ask(ahead, place) == function.expected(place)
-        assert function.wait_for(set(range(place + workers + 1)))  # the error has long happened
-    with pytest.raises(UserError, match="place 7 is damaged"):
-        function.ask(ahead, 7)
-    assert function.ask(ahead, 8) == function.expected(8)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

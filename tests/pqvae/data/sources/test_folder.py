@@ -80,6 +80,13 @@ def test_what_runs_and_systems_leave_among_images_is_no_class(tmp_path: Path) ->
     )
 
 
+def test_a_class_that_only_looks_like_a_run_is_read(tmp_path: Path) -> None:
+    files = ["cat/0.png", "cat/config.yaml", "dog/model/1.png", "emu/state", "emu/2.png"]
+    write(tmp_path, {**dict.fromkeys(files, PICTURE), "labels.csv": b"not needed here"})
+    assert set(classes(tmp_path).values()) == {"cat", "dog", "emu"}
+    assert read(tmp_path).notes == ()
+
+
 def test_a_folder_of_samples_that_is_named_itself_is_read(tmp_path: Path) -> None:
     write(tmp_path, {"samples.json": b"{}", "a.png": PICTURE})
     assert classes(tmp_path) == {"a.png": None}
