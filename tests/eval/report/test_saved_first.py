@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from eval.networks import NETWORKS, lite0
+from eval.networks import NETWORKS
 from eval.networks.features import FeatureNetwork
+from pqvae import lite0
 
 
 class Tiny(nn.Module):
