@@ -69,6 +69,6 @@ class Config:
     objective: VividObjectiveConfig = Field(default_factory=VividObjectiveConfig)
     trainer: TrainerConfig = Field(
         default_factory=lambda: TrainerConfig(
-            steps=1200, batch_size=64, learning_rate=1e-3, evaluate_every=200
+            steps=600, batch_size=64, learning_rate=1e-3, evaluate_every=200
         )
     )
