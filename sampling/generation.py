@@ -73,6 +73,7 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
     decoder = args.decoder or tokenizer.decoder_to_see
+    trained_with = tokenizer.provenance.get("decoders", {}).get(decoder, {}).get("trained_with")
     label = _label(args.class_name, prior.class_names)
     labels = None
     if label is not None:
@@ -96,6 +97,7 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         "tokenizer_hash": tokenizer.content_hash,
         "codes_hash": tokenizer.codes_hash,
         "decoder": decoder,
+        "decoder_trained_with": trained_with,
         "decoder_hash": tokenizer.decoder_hash(decoder),
         "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
         "data": data,

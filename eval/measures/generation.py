@@ -124,6 +124,12 @@ def score(
         names = train.dataset.class_names
         rows += _class_rows(asked, sides, real.features, classes, names, network.suffix)
     facts["extractor"] = network.facts()
+    trained_with = samples.record.get("decoder_trained_with") or ""
+    if trained_with and network.name.startswith(trained_with.split(",")[0]):
+        notes.append(
+            f"the decoder of these samples was trained with {trained_with}: this network does not "
+            "judge them; take another --extractor"
+        )
     notes += _few(metrics, network, min(len(samples), len(samples if train is None else train)))
     return Scored(rows, facts, notes, real)
 

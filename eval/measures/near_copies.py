@@ -21,6 +21,7 @@ from pqvae.data.batches import map_images
 from pqvae.errors import UserError
 from sampling.folder import IDENTITY, IDENTITY_0_1
 from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.tokenizer import FAITHFUL
 from stage2_prior import Prior
 
 SPACES = ("features", "pixels")
@@ -62,6 +63,7 @@ class Generator:
 
     prior: Prior
     tokenizer: Tokenizer
+    decoder: str
     prefix_length: int  # codes of each sample
 
 
@@ -106,7 +108,8 @@ def compare(
         for subject, images in ((f"{name}, decoded", images) for name, images in known.items()):
             codes = encode(generator.tokenizer, images)
             bits[subject] = prior_bits(generator.prior, codes, images)
-            decoded = Reconstructions(generator.tokenizer, codes[:, : generator.prefix_length])
+            kept = codes[:, : generator.prefix_length]
+            decoded = Reconstructions(generator.tokenizer, kept, generator.decoder)
             points[subject] = _as_points(extractor, decoded, subject)
     reference = _as_points(extractor, seen, "training")
     found = {subject: _search(side, reference, extractor) for subject, side in points.items()}
@@ -243,13 +246,17 @@ def open_generator(samples: Samples, data: str, device: torch.device) -> Generat
         raise UserError(f"{record['prior']} was trained on other data than {data}")
     prior = Prior.from_pretrained(record["prior"]).to(device)
     tokenizer = Tokenizer.from_pretrained(record["tokenizer"]).to(device)
+    decoder = record.get("decoder", FAITHFUL)
+    if decoder not in tokenizer.decoders:
+        raise UserError(f"{record['tokenizer']} has lost the decoder {decoder!r} of these samples")
     found = {
         "prior_hash": prior.content_hash,
         "tokenizer_hash": tokenizer.content_hash,
-        "decoder_hash": tokenizer.decoder_hash(),
+        "decoder_hash": tokenizer.decoder_hash(decoder),
     }
     # What decides the pictures counts: of a tokenizer with further decoders that has not changed.
     identity = IDENTITY if "decoder_hash" in record else IDENTITY_0_1
     if any(record.get(key) != found[key] for key in identity if key in found):
         raise UserError(f"{record['prior']} or its tokenizer has changed since it made the samples")
-    return Generator(prior, tokenizer, record.get("settings", {}).get("prefix", len(prior.sizes)))
+    prefix_length = record.get("settings", {}).get("prefix", len(prior.sizes))
+    return Generator(prior, tokenizer, decoder, prefix_length)

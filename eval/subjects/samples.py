@@ -100,6 +100,7 @@ def sample_facts(samples: Samples, content_hash: str) -> dict[str, dict[str, Any
         },
         "sampler": {
             "seed": samples.record.get("seed"),
+            "decoder": samples.record.get("decoder"),
             **samples.record.get("settings", {}),
             "prior": samples.record.get("prior_hash"),
             "tokenizer": samples.record.get("tokenizer_hash"),

@@ -16,6 +16,7 @@ from pqvae.errors import UserError
 from pqvae.images import to_float, to_uint8
 from pqvae.pretrained import recorded_data
 from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.tokenizer import FAITHFUL
 
 
 def load_tokenizer(folder: Path, device: torch.device, option: str = "--tokenizer") -> Tokenizer:
@@ -71,16 +72,16 @@ def encode(tokenizer: Tokenizer, images: Selection, beam: int = 1) -> Tensor:
     return map_images(images, range(len(images)), codes, "encoding")
 
 
-def decode(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+def decode(tokenizer: Tokenizer, codes: Tensor, decoder: str = FAITHFUL) -> Tensor:
     """Codes (B, k) to uint8 (B, 3, H, W) on the CPU."""
-    return to_uint8(tokenizer.decode(codes.to(tokenizer.device))).cpu()
+    return to_uint8(tokenizer.decode(codes.to(tokenizer.device), decoder)).cpu()
 
 
 class Reconstructions:
     """What prefixes of codes decode to, as images by number: they are decoded when asked for."""
 
-    def __init__(self, tokenizer: Tokenizer, codes: Tensor) -> None:
-        self._tokenizer, self._codes = tokenizer, codes
+    def __init__(self, tokenizer: Tokenizer, codes: Tensor, decoder: str = FAITHFUL) -> None:
+        self._tokenizer, self._codes, self._decoder = tokenizer, codes, decoder
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -92,7 +93,7 @@ class Reconstructions:
     def images(self, indices: Sequence[int] | Tensor, /) -> Tensor:
         chosen = self._codes[torch.as_tensor(indices, dtype=torch.int64)]
         parts = chosen.split(chunk_size(self.image_size))
-        return torch.cat([decode(self._tokenizer, part) for part in parts])
+        return torch.cat([decode(self._tokenizer, part, self._decoder) for part in parts])
 
 
 def tokenizer_facts(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:

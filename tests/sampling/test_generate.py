@@ -346,3 +346,27 @@ def test_training_another_decoder_leaves_samples_and_prior_valid(
         next(tokenizer.decoder().parameters()).add_(0.1)
     tokenizer.save_pretrained(copy)
     assert main(["--n", "5", *arguments]) == 2  # these would be other pictures
+
+
+def test_pictures_are_drawn_by_the_vivid_decoder_where_there_is_one(
+    prior: Path, tiny_run: Any, tmp_path: Path, capsys: Any
+) -> None:
+    copy = tmp_path / "tokenizer"
+    tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    decoder = tokenizer.add_decoder("vivid", DirectConfig())
+    decoder.init_from_faithful(tokenizer.decoder())
+    trained_with = {"decoders": {"vivid": {"trained_with": "a network of labels"}}}
+    tokenizer.save_pretrained(copy, {**tokenizer.provenance, **trained_with})
+    arguments = ["--n", "3", "--prior", str(prior), "--tokenizer", str(copy), "--device", "cpu"]
+    asked: dict[str, list[str]] = {"vivid": [], "faithful": ["--decoder", "faithful"]}
+    for name, more in asked.items():
+        assert main([*arguments, "--out", str(tmp_path / name), *more]) == 0
+        record = record_of(tmp_path / name)
+        assert record["decoder"] == name
+        assert record["decoder_hash"] == tokenizer.decoder_hash(name)
+        assert record["decoder_trained_with"] == (
+            "a network of labels" if name == "vivid" else None
+        )
+    capsys.readouterr()
+    assert main([*arguments, "--out", str(tmp_path / "no"), "--decoder", "lively"]) == 2
+    assert "no decoder 'lively', only faithful, vivid" in capsys.readouterr().err
