@@ -10,7 +10,8 @@ demo: .venv/installed
 	$(BIN)/python -m stage1_tokenizer.train
 	$(BIN)/python -m stage1_tokenizer.train_decoder
 	$(BIN)/python -m stage2_prior.train
-	$(BIN)/python -m sampling.generate --n 10000 --prefix 4 --temperature 0.5
+	$(BIN)/python -m sampling.tune
+	$(BIN)/python -m sampling.generate --n 10000
 	$(BIN)/python -m eval.fid --n 2000 --reference-n 2000
 	@echo
 	@echo "Look at: $$(ls runs/tokenizer/grids/*.png | tail -n 1)  held-out emoji from 1, 2, 4 ... 32 codes"

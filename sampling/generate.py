@@ -5,11 +5,16 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pqvae.cli import Parser, command, positive_int, whole_number
 from pqvae.errors import UserError
+from sampling.found import SETTINGS
 from sampling.settings import SamplingSettings
 
+SUMMARY = """\
+Generate images from a trained prior. Settings that are not given are those that sampling.tune has
+found for it, if it has, and else the defaults."""
 EXAMPLES = """\
   python -m sampling.generate --n 10000
   python -m sampling.generate --n 64 --class animals-nature --guidance 2 --out runs/animals
@@ -22,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; --help answers before torch is imported."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    args.settings = _settings(args)
+    args.given = _given(args)
     if args.npz and args.npz.suffix != ".npz":
         raise UserError(f"--npz {args.npz}: must end in .npz")
     if args.npz and not args.npz.parent.is_dir():
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("sampling.generate", "Generate images from a trained prior.", EXAMPLES)
+    parser = Parser("sampling.generate", SUMMARY, EXAMPLES)
     add = parser.add_argument
     add("--n", type=positive_int, required=True, metavar="N", help="how many images")
     add(
@@ -69,16 +74,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="one class, by name or number (default: as frequent as in the training data)",
     )
-    add("--prefix", type=positive_int, metavar="K", help="draw the first K codes only")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    add(
+        "--prefix",
+        type=positive_int,
+        metavar="K",
+        help="draw the first K codes (default: all)",
+    )
+    add("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
     add(
         "--top-p",
         type=float,
-        default=0.95,
         metavar="P",
-        help="of each code keep the most likely values that reach this (default: %(default)s)",
+        help="of each code keep the most likely values that reach this (default: 0.95)",
     )
-    add("--guidance", type=float, default=1.0, metavar="S", help="towards the class (default: 1)")
+    add("--guidance", type=float, metavar="S", help="towards the class (default: 1)")
     add(
         "--decoder",
         metavar="NAME",
@@ -102,13 +111,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(args: argparse.Namespace) -> SamplingSettings:
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     try:
-        return SamplingSettings(
-            temperature=args.temperature, top_p=args.top_p, guidance=args.guidance
-        )
+        SamplingSettings(**{name: value for name, value in given.items() if name != "prefix"})
     except ValueError as error:
         raise UserError(f"--{error}") from None
+    return given
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ GRAPH = {name: {module for module, _ in imports(tree_of(path))} for name, path i
 
 def test_imports_go_one_way() -> None:
     for name, imported in GRAPH.items():
+        if name in FACES:  # nobody imports it, so what it imports late may come from above
+            imported = imported - {module for module, _ in late_imports(MODULES[name])}
         allowed = PACKAGES[: PACKAGES.index(name.split(".")[0]) + 1]
         for module in imported:
             assert module.split(".")[0] in allowed, f"{name} imports {module}"

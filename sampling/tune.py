@@ -1,0 +1,87 @@
+"""Command: find how many codes to draw, and how cold, for a prior."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pqvae.cli import Parser, command, positive_int
+from pqvae.errors import UserError
+from sampling.settings import SamplingSettings
+
+SUMMARY = """\
+Try settings of sampling.generate by KID against validation images, and keep the best, of which
+sampling.generate then makes use: in sampling.json in the prior's model folder."""
+EXAMPLES = """\
+  python -m sampling.tune
+  python -m sampling.tune --prefixes 2,4,8 --temperatures 0.3,0.5,0.7 --n 500
+  python -m sampling.tune --prior runs/photos-prior --guidances 1,2"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; --help answers before torch is imported."""
+    args = _parser().parse_args(argv)
+    for temperature in args.temperatures:
+        for guidance in args.guidances:
+            try:
+                SamplingSettings(temperature=temperature, guidance=guidance)
+            except ValueError as error:
+                raise UserError(f"--{error}") from None
+
+    from eval.report.tuning import tune
+
+    tune(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("sampling.tune", SUMMARY, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--prior",
+        type=Path,
+        default=Path("runs/prior"),
+        metavar="DIR",
+        help="run or model folder of stage 2 (default: %(default)s)",
+    )
+    add("--tokenizer", type=Path, metavar="DIR", help="of stage 1 (default: where the prior says)")
+    add("--data", metavar="DATA", help="where the images of both are now, if they have moved")
+    add(
+        "--prefixes",
+        type=_counts,
+        metavar="LIST",
+        help="numbers of codes (default: 2, 4, 8 and all)",
+    )
+    add("--temperatures", type=_numbers, default=(0.5, 1.0), metavar="LIST")
+    add("--guidances", type=_numbers, default=(1.0,), metavar="LIST")
+    add(
+        "--n",
+        type=positive_int,
+        default=200,
+        metavar="N",
+        help="images of each setting (default: %(default)s)",
+    )
+    add(
+        "--extractor",
+        choices=("inception", "lite0"),
+        default="inception",
+        help="a network that the decoder was not trained with (default: %(default)s)",
+    )
+    add("--weights", type=Path, metavar="FILE", help="weights of the network")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
+    return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(positive_int(part) for part in text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, as in 0.5,1") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
