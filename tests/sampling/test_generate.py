@@ -20,22 +20,11 @@ from sampling.sampler import BLOCK_IMAGES, sample_codes
 from sampling.settings import SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.decoder_config import DirectConfig
-from stage2_prior import Prior, train
+from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
 
 CLASSES = ("circles", "squares", "stripes")
 SIZE = 16
-
-
-@pytest.fixture(scope="module")
-def prior(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a tiny prior, made by the real training command. Do not change it."""
-    out = tmp_path_factory.mktemp("stage2") / "prior"
-    arguments = [f"tokenizer={tiny_run.tokenizer}", f"out={out}", "device=cpu", "views=2"]
-    arguments += ["prior.width=64", "prior.heads=1", "prior.depth=1", "prior.code_features=8"]
-    arguments += ["trainer.steps=20", "trainer.batch_size=16", "trainer.evaluate_every=10"]
-    assert train.main(arguments) == 0
-    return out
 
 
 Generate = Callable[..., int]
