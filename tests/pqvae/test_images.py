@@ -186,6 +186,16 @@ def test_the_border_of_a_jpeg_weighs_as_in_the_picture_and_nothing_beyond_it_cou
         assert (corner - 128).abs().max() <= 3
 
 
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_jpeg_says_how_its_colours_are_coded(subsampling: int) -> None:
+    image = Image.new("RGB", (64, 64), (200, 40, 90))
+    kept = encoded(image, "JPEG", quality=95, subsampling=0, keep_rgb=True)  # not as YCbCr
+    converted = encoded(image.convert("CMYK"), "JPEG", quality=95, subsampling=subsampling)
+    for data in (kept, converted):
+        colour = decode_image(data, 8).float().mean((1, 2))
+        assert (colour - torch.tensor([200.0, 40, 90])).abs().max() <= 3
+
+
 SAVED = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "DDS")
 SAVED += ("ICO", "SGI", "PCX", "TGA", "MPO")
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -175,6 +176,15 @@ def test_other_empty_folders_do_no_harm(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     write(tmp_path, {"train/notes/a.txt": b"?"})
     assert set(classes(tmp_path)) == {"cat/a.png", "dog/b.png"}
+
+
+def test_in_the_folder_of_a_split_the_names_of_shards_say_nothing(tmp_path: Path) -> None:
+    for name in ("train/train-0.tar", "train/more.tar", "test/all.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / name, "w") as tar:
+            tar.addfile(tarfile.TarInfo(f"{Path(name).stem}.png"))
+    parts = {split: {s.key for s in part} for split, part in read(tmp_path).samples.items()}
+    assert parts == {"train": {"train-0", "more"}, "test": {"all"}}
 
 
 def test_shards_in_folders_that_name_no_split_are_refused(tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def test_what_lies_beside_the_images_in_a_shard(tmp_path: Path) -> None:
     assert notes(shard) == (f"{shard}: passed over .heic files: 1 (c.heic)",)
 
 
+def test_the_image_of_a_key_is_the_one_with_the_plainest_extension(tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0"
+    members = {"a.jpg": b"A", "a.seg.png": b"mask", "b": png, "b.png": b"B"}
+    listing = shards.list_samples(str(write_shard(tmp_path / "0.tar", members)))
+    assert listing is not None
+    assert {s.key: s.read() for s in listing.samples["train"]} == {"a": b"A", "b": b"B"}
+
+
+def test_a_shard_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", {"a.heic": b"?", "b.heic": b"?"})
+    with pytest.raises(UserError, match=r"no images in this shard; passed over .heic files: 2 \(a"):
+        read(shard)
+
+
 def test_labels_stand_behind_any_dot(tmp_path: Path) -> None:
     members = {
         "scan0.v2.png": b"",
