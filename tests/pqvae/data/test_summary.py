@@ -126,3 +126,14 @@ def test_a_built_in_set_and_a_folder_of_its_name_are_told_apart(
     )
     assert len(open_dataset(DataConfig(path="./emoji"), "val")) == 1
     assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path / "emoji")  # where there is none
+    assert len(open_dataset(DataConfig(path="emoji"), "val")) == 328
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_source_passes_over_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "train/0.png val/1.png test/2.png test/3.heic")
+    open_splits(DataConfig(path=str(tmp_path), image_size=SIZE))
+    assert capsys.readouterr().err.count("passed over .heic files: 1 (test/3.heic)") == 1
