@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqvae import distributed, lite0
+from pqvae import lite0
 from pqvae.cli import next_command
-from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, map_images, parts_of_batch
 from pqvae.data.dataset import ImageDataset, open_splits
@@ -26,10 +25,8 @@ from pqvae.files import write_json
 from pqvae.images import psnr, to_float, to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.randomness import Stream, stream_generator
-from pqvae.runtime import Runtime, machine, select_runtime, versions
-from pqvae.training.compiler import require_compiler
-from pqvae.training.loop import train
-from pqvae.training.run_folder import open_run
+from pqvae.runtime import Runtime, machine, versions
+from pqvae.training.run import run_stage
 from pqvae.training.task import Evaluation
 from stage1_tokenizer.decoder_config import Config
 from stage1_tokenizer.prefixes import (
@@ -208,17 +205,7 @@ def report(task: DecoderTask, trained: dict[str, float]) -> dict[str, Any]:
 
 def run(config: Config) -> None:
     """Train as the config says, or resume; give the decoder to the tokenizer."""
-    folder = Path(config.out)
-    runtime = select_runtime(config.device)
-    if config.trainer.compile:
-        require_compiler(runtime.device)
-    with distributed.process_group(runtime.device):
-        task = DecoderTask(config, runtime, folder)
-        with open_run(config, folder):
-            say(f"training on {runtime}")
-            say(config_to_yaml(config))
-            trained = train(task, config.trainer, runtime, folder, config_to_dict(config))
-            distributed.on_rank_zero(lambda: finish(task, trained))
+    run_stage(config, DecoderTask, finish)
 
 
 def finish(task: DecoderTask, trained: dict[str, float]) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pqvae import distributed
 from pqvae.cli import next_command
-from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, parts_of_batch
 from pqvae.data.dataset import ImageDataset, open_splits
@@ -18,10 +17,8 @@ from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.pretrained import provenance_of
 from pqvae.randomness import Stream, stream_generator
-from pqvae.runtime import Runtime, machine, select_runtime, versions
-from pqvae.training.compiler import require_compiler
-from pqvae.training.loop import train
-from pqvae.training.run_folder import open_run
+from pqvae.runtime import Runtime, machine, versions
+from pqvae.training.run import run_stage
 from pqvae.training.task import Evaluation
 from stage1_tokenizer.config import Config, TokenizerConfig
 from stage1_tokenizer.objective import draw_prefix_lengths, prefix_loss
@@ -264,17 +261,7 @@ def report(task: TokenizerTask, trained: dict[str, float]) -> dict[str, Any]:
 
 def run(config: Config) -> None:
     """Train as the config says, or resume, and write ``result.json``."""
-    folder = Path(config.out)
-    runtime = select_runtime(config.device)
-    if config.trainer.compile:
-        require_compiler(runtime.device)
-    with distributed.process_group(runtime.device):
-        task = TokenizerTask(config, runtime, folder)
-        with open_run(config, folder):
-            say(f"training on {runtime}")
-            say(config_to_yaml(config))
-            trained = train(task, config.trainer, runtime, folder, config_to_dict(config))
-            distributed.on_rank_zero(lambda: finish(task, trained))
+    run_stage(config, TokenizerTask, finish)
 
 
 def finish(task: TokenizerTask, trained: dict[str, float]) -> None:

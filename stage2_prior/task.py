@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pqvae import distributed
 from pqvae.cli import next_command
-from pqvae.config import config_to_dict, config_to_yaml
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Augmentation, BatchOrder
 from pqvae.data.dataset import ImageDataset, open_splits
@@ -21,10 +19,8 @@ from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
 from pqvae.pretrained import provenance_of, recorded_data
 from pqvae.randomness import Stream, stream_generator
-from pqvae.runtime import Runtime, machine, select_runtime, versions
-from pqvae.training.compiler import require_compiler
-from pqvae.training.loop import train
-from pqvae.training.run_folder import open_run
+from pqvae.runtime import Runtime, machine, versions
+from pqvae.training.run import run_stage
 from pqvae.training.task import Evaluation
 from stage1_tokenizer.provenance import check_data, open_tokenizer
 from stage2_prior.books import Codebooks
@@ -83,6 +79,10 @@ class PriorTask:
         """Encode what is trained on, into the run folder; call it before the training."""
         self.train_codes = self.encode(self.train_images, self.augmentation, self.config.views)
         self.val_codes = self.encode(self.val_images, None, 1)
+
+    def encode_test(self) -> None:
+        """Encode what is reported on; call it after the training."""
+        self.test_codes = self.encode(self.test_images, None, 1)
 
     def encode(
         self, dataset: ImageDataset, augmentation: Augmentation | None, views: int
@@ -251,25 +251,15 @@ def report(
 
 def run(config: Config) -> None:
     """Train as the config says, or resume, and write ``result.json``."""
-    folder = Path(config.out)
-    runtime = select_runtime(config.device)
-    if config.trainer.compile:
-        require_compiler(runtime.device)
-    with distributed.process_group(runtime.device):
-        task = PriorTask(config, runtime, folder)
-        config = task.config
-        with open_run(config, folder):
-            task.encode_splits()
-            say(f"training on {runtime}")
-            say(config_to_yaml(config))
-            trained = train(task, config.trainer, runtime, folder, config_to_dict(config))
-            test_codes = task.encode(task.test_images, None, 1)
-            distributed.on_rank_zero(lambda: finish(task, test_codes, trained))
+    run_stage(
+        config, PriorTask, finish, before=PriorTask.encode_splits, after=PriorTask.encode_test
+    )
 
 
-def finish(task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]) -> None:
+def finish(task: PriorTask, trained: dict[str, float]) -> None:
     """Measure the kept model, write ``result.json``, and say what to do next."""
     folder, out = task.folder, str(task.folder)  # without a last slash
+    test_codes = task.test_codes
     result = report(task, test_codes, trained)
     write_json(folder / "result.json", result)
     say(f"took {format_seconds(result['seconds'])}")

@@ -119,7 +119,7 @@ def test_step_skipped_when_entries_are_due_for_revival_revives_none(
 def test_compiled_networks_train_the_same_model(
     tiny_run: "TinyRun", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage1, "select_runtime", lambda _: CPU)  # bf16 rounds far more
+    monkeypatch.setattr("pqvae.training.run.select_runtime", lambda _: CPU)  # bf16 rounds far more
     written = load_config(Config, tiny_run.tokenizer / "config.yaml", [])
     plain = replace(written, out=str(tmp_path / "plain"), trainer=replace(written.trainer, steps=4))
     compiled = replace(
