@@ -79,13 +79,18 @@ def save_model(
     return content_hash
 
 
+def model_folder(folder: Path) -> Path:
+    """The model folder in a run folder; any other folder is one itself."""
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
 def load_model(folder: Path, kind: str) -> StoredModel:
     """Read a model folder, or that of a run folder.
 
     Raises:
         UserError: The folder is missing, damaged, or holds another kind of model.
     """
-    folder = folder / "model" if (folder / "model").is_dir() else folder
+    folder = model_folder(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no {kind} here (config.json is missing)")
     values = read_json(folder / "config.json")

@@ -5,19 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from pqvae.files import read_json, write_json
+from pqvae.pretrained import model_folder
+from sampling.settings import SETTINGS
 
-SETTINGS = ("prefix", "temperature", "top_p", "guidance")
-BUILT_IN = {"prefix": None, "temperature": 1.0, "top_p": 0.95, "guidance": 1.0}  # None: all codes
-
-
-def found_path(prior: Path) -> Path:
-    """Where the settings of the prior in this run or model folder are."""
-    return (prior / "model" if (prior / "model").is_dir() else prior) / "sampling.json"
+FILE = "sampling.json"
 
 
 def write_found(prior: Path, values: Mapping[str, Any]) -> Path:
     """Keep what was found; ``values`` has ``SETTINGS`` and "prior_hash" among others."""
-    path = found_path(prior)
+    path = model_folder(prior) / FILE
     write_json(path, values)
     return path
 
@@ -28,7 +24,7 @@ def read_found(prior: Path, prior_hash: str) -> dict[str, Any]:
     Raises:
         UserError: The file is damaged.
     """
-    path = found_path(prior)
+    path = model_folder(prior) / FILE
     values = read_json(path) if path.is_file() else {}
     if not isinstance(values, dict) or values.get("prior_hash") != prior_hash:
         return {}

@@ -9,8 +9,7 @@ from typing import Any
 
 from pqvae.cli import Parser, command, positive_int, whole_number
 from pqvae.errors import UserError
-from sampling.found import SETTINGS
-from sampling.settings import SamplingSettings
+from sampling.settings import SETTINGS, settings_of
 
 SUMMARY = """\
 Generate images from a trained prior. Settings that are not given are those that sampling.tune has
@@ -114,10 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given on the command line."""
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    try:
-        SamplingSettings(**{name: value for name, value in given.items() if name != "prefix"})
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
+    settings_of({name: value for name, value in given.items() if name != "prefix"})
     return given
 
 

@@ -22,9 +22,9 @@ from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device, versions
 from sampling.folder import close_folder, open_folder, write_image, write_npz
-from sampling.found import BUILT_IN, read_found
+from sampling.found import read_found
 from sampling.sampler import block_size, sample_codes
-from sampling.settings import SamplingSettings
+from sampling.settings import BUILT_IN, SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
@@ -87,7 +87,6 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
     decoder = args.decoder or tokenizer.decoder_to_see
-    trained_with = tokenizer.provenance.get("decoders", {}).get(decoder, {}).get("trained_with")
     label = _label(args.class_name, prior.class_names)
     labels = None
     if label is not None:
@@ -111,7 +110,7 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         "tokenizer_hash": tokenizer.content_hash,
         "codes_hash": tokenizer.codes_hash,
         "decoder": decoder,
-        "decoder_trained_with": trained_with,
+        "decoder_trained_with": tokenizer.trained_with(decoder) or None,
         "decoder_hash": tokenizer.decoder_hash(decoder),
         "class_counts": dict(zip(prior.class_names, prior.class_counts, strict=True)),
         "data": data,

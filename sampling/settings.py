@@ -1,6 +1,12 @@
 """How the distribution that is sampled from is shaped; imports no torch."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from pqvae.errors import UserError
+
+SETTINGS = ("prefix", "temperature", "top_p", "guidance")
+BUILT_IN = {"prefix": None, "temperature": 1.0, "top_p": 0.95, "guidance": 1.0}  # None: all codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +22,15 @@ class SamplingSettings:
             raise ValueError(f"top-p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.guidance <= 20:
             raise ValueError(f"guidance must be 0 to 20, not {self.guidance}")
+
+
+def settings_of(options: dict[str, Any]) -> SamplingSettings:
+    """Settings from options of a command.
+
+    Raises:
+        UserError: One is out of its range.
+    """
+    try:
+        return SamplingSettings(**options)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None

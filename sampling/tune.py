@@ -1,13 +1,13 @@
 """Command: find how many codes to draw, and how cold, for a prior."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pqvae.cli import Parser, command, positive_int
-from pqvae.errors import UserError
-from sampling.settings import SamplingSettings
+from sampling.settings import BUILT_IN, settings_of
 
 SUMMARY = """\
 Try settings of sampling.generate by KID against validation images, and keep the best, of which
@@ -22,12 +22,10 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; --help answers before torch is imported."""
     args = _parser().parse_args(argv)
-    for temperature in args.temperatures:
-        for guidance in args.guidances:
-            try:
-                SamplingSettings(temperature=temperature, guidance=guidance)
-            except ValueError as error:
-                raise UserError(f"--{error}") from None
+    args.settings = [
+        settings_of({"temperature": t, "top_p": BUILT_IN["top_p"], "guidance": g})
+        for g, t in itertools.product(args.guidances, args.temperatures)
+    ]
 
     from eval.report.tuning import tune
 

@@ -23,7 +23,7 @@ from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import psnr, to_float, to_uint8
-from pqvae.pretrained import recorded_data
+from pqvae.pretrained import model_folder, recorded_data
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, versions
 from pqvae.training.run import run_stage
@@ -212,8 +212,7 @@ def finish(task: DecoderTask, trained: dict[str, float]) -> None:
     """Measure, write ``result.json``, put the decoder beside the tokenizer's others."""
     result = report(task, trained)
     write_json(task.folder / "result.json", result)
-    model = Path(task.config.tokenizer)
-    model = model / "model" if (model / "model").is_dir() else model
+    model = model_folder(Path(task.config.tokenizer))
     task.tokenizer.save_pretrained(model)
     say(f"took {format_seconds(result['seconds'])}")
     for name in (VIVID, FAITHFUL):

@@ -80,6 +80,10 @@ class Tokenizer(nn.Module):
         """The name of the decoder whose pictures are to be looked at: the vivid one, if trained."""
         return VIVID if VIVID in self.decoders else FAITHFUL
 
+    def trained_with(self, decoder: str) -> str:
+        """The network that a decoder was trained with, as its trainer says; empty for none."""
+        return self.provenance.get("decoders", {}).get(decoder, {}).get("trained_with", "")
+
     @property
     def num_codes(self) -> int:
         """N: the codes of one image."""

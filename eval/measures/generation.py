@@ -125,7 +125,7 @@ def score(
         rows += _class_rows(asked, sides, real.features, classes, names, network.suffix)
     facts["extractor"] = network.facts()
     trained_with = samples.record.get("decoder_trained_with") or ""
-    if trained_with and network.name.startswith(trained_with.split(",")[0]):
+    if network.has_trained(trained_with):
         notes.append(
             f"the decoder of these samples was trained with {trained_with}: this network does not "
             "judge them; take another --extractor"

@@ -42,6 +42,10 @@ class FeatureNetwork:
     has_logits: bool
     suffix: str  # of the names of its scores: only those of the standard Inception have none
 
+    def has_trained(self, trained_with: str) -> bool:
+        """Whether it is the network that a decoder was trained with, as its trainer says."""
+        return bool(trained_with) and self.name.startswith(trained_with.split(",")[0])
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what the module returns, as ``Features`` has them."""

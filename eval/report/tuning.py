@@ -3,7 +3,8 @@
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +15,16 @@ from eval.measures.metrics import score_name
 from eval.measures.statistics import Reference
 from eval.networks.extractor import FeatureExtractor, open_extractor
 from eval.subjects.selection import subset
+from eval.subjects.tokenized import Reconstructions
 from pqvae.cli import next_command
 from pqvae.console import format_seconds, say
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
-from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device
-from sampling.found import BUILT_IN, write_found
+from sampling.found import write_found
 from sampling.sampler import sample_codes
-from sampling.settings import SamplingSettings
+from sampling.settings import SETTINGS, SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid
 from stage2_prior import Prior
@@ -34,19 +35,6 @@ SEED = 1  # not the one of the pictures that are reported later
 SHORTEST = 2  # codes, of the prefixes that are tried by default
 MOST = 8  # but for all of them
 TOLERANCE = 0.1  # of the KID, within which recall decides
-
-
-@dataclass(frozen=True, slots=True)
-class _Pictures:
-    """Images uint8 (n, 3, H, W) by number."""
-
-    pixels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self, indices: Sequence[int], /) -> Tensor:
-        return self.pixels[torch.as_tensor(indices, dtype=torch.int64)]
 
 
 def tune(args: argparse.Namespace) -> None:
@@ -66,44 +54,32 @@ def tune(args: argparse.Namespace) -> None:
     tokenizer, _ = open_tokenizer_of(prior, args.prior, args.tokenizer)
     tokenizer.to(device)
     prefixes = _prefixes(args.prefixes, tokenizer)
-    if set(args.guidances) != {1.0} and not prior.class_names:
+    if any(settings.guidance != 1 for settings in args.settings) and not prior.class_names:
         raise UserError("--guidances: this prior has no classes to be guided to")
     data = recorded_data(prior.provenance, str(args.prior), args.data, "--data")
     images = subset(open_dataset(data, "val"))
     extractor = open_extractor(args.extractor, args.weights, device)
     decoder = tokenizer.decoder_to_see
-    trained_with = tokenizer.provenance.get("decoders", {}).get(decoder, {}).get("trained_with", "")
-    if trained_with and extractor.network.name.startswith(trained_with.split(",")[0]):
+    trained_with = tokenizer.trained_with(decoder)
+    if extractor.network.has_trained(trained_with):
         raise UserError(
             f"--extractor {args.extractor}: the {decoder} decoder was trained with {trained_with}; "
             "take another network"
         )
     reference = Reference(extractor(images, label="validation images"))
     rows: list[dict[str, Any]] = []
-    for guidance in args.guidances:
-        for temperature in args.temperatures:
-            settings = SamplingSettings(
-                temperature=temperature, top_p=BUILT_IN["top_p"] or 1.0, guidance=guidance
-            )
-            codes = _draw(prior, args.n, max(prefixes), settings)
-            for k in prefixes:  # a shorter sequence of codes begins the longer one
-                pixels = to_uint8(tokenizer.decode(codes[:, :k], decoder)).cpu()
-                scores = _score(extractor, pixels, reference)
-                rows.append(
-                    {
-                        "prefix": k,
-                        "temperature": temperature,
-                        "top_p": settings.top_p,
-                        "guidance": guidance,
-                        **scores,
-                    }
-                )
-                say(_line(rows[-1]))
+    for settings in args.settings:
+        codes = _draw(prior, args.n, max(prefixes), settings)
+        for k in prefixes:  # a shorter sequence of codes begins the longer one
+            pictures = Reconstructions(tokenizer, codes[:, :k], decoder)
+            scores = _score(extractor, pictures, reference)
+            rows.append({"prefix": k, **asdict(settings), **scores})
+            say(_line(rows[-1]))
     best = choose(rows)
     path = write_found(
         args.prior,
         {
-            **{name: best[name] for name in BUILT_IN},
+            **{name: best[name] for name in SETTINGS},
             "prior_hash": prior.content_hash,
             "decoder": decoder,
             "judged_by": extractor.network.name,
@@ -116,7 +92,7 @@ def tune(args: argparse.Namespace) -> None:
     print("codes  temperature  guidance      KID  precision  recall")
     for row in rows:
         print(_line(row) + ("  <- kept" if row is best else ""))
-    again = [] if args.prior == type(args.prior)("runs/prior") else ["--prior", args.prior]
+    again = [] if args.prior == Path("runs/prior") else ["--prior", args.prior]
     print(
         f"wrote {path} in {format_seconds(time.monotonic() - started)}; by KID against "
         f"{len(images)} validation images, by recall where KID is within a tenth; then: "
@@ -150,8 +126,10 @@ def _draw(prior: Prior, n: int, length: int, settings: SamplingSettings) -> Tens
     return sample_codes(prior, labels, indices, SEED, length, settings)
 
 
-def _score(extractor: FeatureExtractor, pixels: Tensor, reference: Reference) -> dict[str, float]:
-    features = extractor(_Pictures(pixels), label="samples")
+def _score(
+    extractor: FeatureExtractor, pictures: Reconstructions, reference: Reference
+) -> dict[str, float]:
+    features = extractor(pictures, label="samples")
     suffix = extractor.network.suffix
     scores = compute(("kid", "prc"), features, reference, suffix)
     keys = ("kid", "precision", "recall")
