@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,23 @@ def parse_label(data: bytes, extension: str, place: str) -> str | None:
     if not text or not text.isprintable() or len(text) > 200:
         raise UserError(f"{place}: must hold a class number or name")
     return _number(text) or class_name(text)
+
+
+def one_label(place: str, said: Mapping[str, str | None]) -> str | None:
+    """The label that files beside an image agree on; None where none says one.
+
+    Args:
+        place: What stands before the first file's name in messages.
+        said: What each file says, by its name.
+
+    Raises:
+        UserError: Two disagree.
+    """
+    labels = {name: label for name, label in said.items() if label is not None}
+    if len(set(labels.values())) > 1:
+        (one, first), (other, second) = list(labels.items())[:2]
+        raise UserError(f"{place}{one} says {first}, {other} {second}; they must agree")
+    return next(iter(labels.values()), None)
 
 
 def listed_classes(path: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from webdataset.tariterators import base_plus_ext
 
 from pqvae.data.arrange import arrange
-from pqvae.data.labels import LABEL_BYTES, LABEL_FILES, parse_label
+from pqvae.data.labels import LABEL_BYTES, LABEL_FILES, one_label, parse_label
 from pqvae.data.passed_over import PassedOver, shorten
 from pqvae.data.sample import Listing, Sample, Split, is_visible
 from pqvae.data.splits import split_shards
@@ -165,23 +165,17 @@ def _label_beside(
     shard: Path, key: str, members: _Members, extension: str, file: BinaryIO
 ) -> str | None:
     """What ``scan.v2.cls`` or ``scan.cls`` says of ``scan.v2.png``."""
+    place = f"{shard}: {shorten(key)}"
     prefix = extension[: len(extension) - len(extension.rpartition(".")[2])]
-    said: dict[str, str] = {}
+    said: dict[str, str | None] = {}
     for end in LABEL_FILES:
         for name in dict.fromkeys((prefix + end, end)):
             if name in members:
                 offset, length = members[name]
                 file.seek(offset)
                 data = file.read(min(max(length, 0), LABEL_BYTES))
-                label = parse_label(data, end, f"{shard}: {shorten(key)}.{name}")
-                if label is not None:
-                    said[name] = label
-    if len(set(said.values())) > 1:
-        (one, first), (other, second) = list(said.items())[:2]
-        raise UserError(
-            f"{shard}: {shorten(key)}.{one} says {first}, .{other} {second}; they must agree"
-        )
-    return next(iter(said.values()), None)
+                said[f".{name}"] = parse_label(data, end, f"{place}.{name}")
+    return one_label(place, said)
 
 
 def _members_by_key(shard: Path, passed_over: PassedOver) -> dict[str, _Members]:

@@ -63,22 +63,18 @@ def _odd_labels(splits: Mapping[Split, ImageDataset]) -> list[str]:
 def _equal_images(splits: Mapping[Split, ImageDataset]) -> list[str]:
     train = dict(zip(splits["train"].digests, splits["train"].keys, strict=False))
     counts: list[str] = []
-    first = ""
+    pairs: list[tuple[str, str]] = []  # of a held-out image and a training image, by their keys
     for split, dataset in splits.items():
         if split == "train":
             continue
-        equal = [
-            key
-            for digest, key in zip(dataset.digests, dataset.keys, strict=False)
-            if digest in train
-        ]
+        keys = zip(dataset.digests, dataset.keys, strict=False)
+        equal = [(key, train[digest]) for digest, key in keys if digest in train]
         if equal:
             counts.append(f"{len(equal):,} of {len(dataset):,} {split}")
-            key = equal[0]
-            twin = train[dataset.digests[dataset.keys.index(key)]]
-            first = first or f"{shorten(key, 40)} = {shorten(twin, 40)}"
+            pairs += equal
     if not counts:
         return []
+    first = " = ".join(shorten(key, 40) for key in pairs[0])
     return [
         f"{' and '.join(counts)} images equal training images ({first}); they say nothing of new "
         "ones: remove copies, or put equal ones into one split by hand"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pqvae.data.arrange import arrange
-from pqvae.data.labels import LABEL_BYTES, LABEL_FILES, parse_label
+from pqvae.data.labels import LABEL_BYTES, LABEL_FILES, one_label, parse_label
 from pqvae.data.layout import find_splits, levels
 from pqvae.data.passed_over import PassedOver
 from pqvae.data.sample import Listing, Sample, Split, is_visible
@@ -154,18 +154,14 @@ class _Tree:
         return samples
 
     def _label_beside(self, image: Path) -> str | None:
-        said: dict[str, str] = {}
+        said: dict[str, str | None] = {}
         for end in LABEL_FILES:
             path = image.with_suffix(f".{end}")
             if path in self._label_files:
                 with open(self.root / path, "rb") as file:
-                    label = parse_label(file.read(LABEL_BYTES), end, str(self.root / path))
-                if label is not None:
-                    said[str(path)] = label
-        if len(set(said.values())) > 1:
-            (one, first), (other, second) = said.items()
-            raise UserError(f"{one} says {first}, {other} {second}; they must agree")
-        return next(iter(said.values()), None)
+                    data = file.read(LABEL_BYTES)
+                said[str(path)] = parse_label(data, end, str(self.root / path))
+        return one_label("", said)
 
     def check_empty_folders(self) -> None:
         """Refuse a folder among splits or classes that has no image, or none that is read."""

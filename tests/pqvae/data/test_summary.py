@@ -3,23 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from pqvae.data.batches import Augmentation
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset, open_splits
 from pqvae.data.summary import describe_splits
 from pqvae.errors import UserError
-from pqvae.images import encode_png
-
-SIZE = 8
-
-
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (3, SIZE, SIZE), np.uint8)
-    return encode_png(torch.from_numpy(pixels))
+from tests.pqvae.data.pictures import SIZE, picture
 
 
 def write(root: Path, names: str, same: Mapping[str, int] | None = None) -> Path:

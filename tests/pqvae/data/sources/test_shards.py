@@ -1,25 +1,13 @@
 """Shards as they are found: joined, compressed, with odd names, given by a glob or a range."""
 
 import gzip
-import io
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pqvae.data.sources import shards
 from pqvae.errors import UserError
-
-
-def write_shard(shard: Path, members: Mapping[str, bytes]) -> Path:
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(shard, "w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return shard
+from tests.pqvae.data.pictures import write_shard
 
 
 def read(path: Path | str, split: str = "train") -> dict[str, str | None]:
