@@ -24,6 +24,7 @@ from eval.networks.features import FeatureNetwork, Features
 from eval.subjects.samples import open_samples
 from pqvae.data.config import DataConfig
 from pqvae.images import encode_png
+from tests.eval.full_disk import full_disk
 
 SIZE = 8
 
@@ -170,17 +171,6 @@ def test_equal_images_are_at_distance_zero_without_a_sign(
 
 
 @contextlib.contextmanager
-def full() -> Iterator[io.TextIOWrapper]:
-    """A log on a disk that is full."""
-    stream = open("/dev/full", "w")  # noqa: SIM115
-    try:
-        yield stream
-    finally:
-        with contextlib.suppress(OSError):
-            stream.close()
-
-
-@contextlib.contextmanager
 def left() -> Iterator[io.TextIOWrapper]:
     """A pipe that nobody reads from any more."""
     reading, writing = os.pipe()
@@ -189,7 +179,7 @@ def left() -> Iterator[io.TextIOWrapper]:
         yield stream
 
 
-@pytest.mark.parametrize(("stdout", "code"), [(full, 2), (left, 0)])
+@pytest.mark.parametrize(("stdout", "code"), [(full_disk, 2), (left, 0)])
 def test_scores_that_cannot_be_printed_are_written(
     work: Path,
     stdout: Any,

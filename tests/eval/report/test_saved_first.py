@@ -1,11 +1,8 @@
 """Every score writes its report and its pictures before it prints: a lost log costs neither."""
 
-import contextlib
 import importlib
-import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from eval.networks import NETWORKS
 from eval.networks.features import FeatureNetwork
 from pqvae import lite0
+from tests.eval.full_disk import full_disk
 
 
 class Tiny(nn.Module):
@@ -24,16 +22,6 @@ class Tiny(nn.Module):
 
 def load_tiny(weights: Path | None) -> FeatureNetwork:
     return FeatureNetwork(Tiny(), "tiny", 12, "2x2", "none", "0" * 64, False, "_tiny")
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[io.TextIOWrapper]:
-    stream = open("/dev/full", "w")  # noqa: SIM115
-    try:
-        yield stream
-    finally:
-        with contextlib.suppress(OSError):
-            stream.close()
 
 
 @pytest.mark.parametrize(
