@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pqvae.console import say
+from pqvae.errors import UserError
 from pqvae.files import read_json, write_json
 from pqvae.pretrained import model_folder
-from sampling.settings import SETTINGS
+from sampling.settings import BUILT_IN, SETTINGS, SamplingSettings
+from stage2_prior import Prior
 
 FILE = "sampling.json"
 
@@ -29,3 +32,31 @@ def read_found(prior: Path, prior_hash: str) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("prior_hash") != prior_hash:
         return {}
     return {name: values[name] for name in SETTINGS if name in values}
+
+
+def settle(
+    folder: Path, prior: Prior, given: Mapping[str, Any]
+) -> tuple[int | None, SamplingSettings]:
+    """Settings as given, as found, or as built in; says which were found.
+
+    Args:
+        folder: Of the prior.
+        prior: The prior.
+        given: What the user asks for, by the names in ``SETTINGS``.
+
+    Returns:
+        How many codes to draw, None for all, and how.
+
+    Raises:
+        UserError: Guidance is asked of a prior without classes.
+    """
+    found = read_found(folder, prior.content_hash)
+    chosen: dict[str, Any] = {**BUILT_IN, **found, **given}
+    used = [f"{name} {value}" for name, value in found.items() if name not in given]
+    if used:
+        say(f"settings that sampling.tune has found: {', '.join(used)}")
+    prefix = chosen.pop("prefix")
+    settings = SamplingSettings(**chosen)
+    if settings.guidance != 1 and not prior.class_names:
+        raise UserError("--guidance: this prior has no classes to be guided to")
+    return prefix, settings

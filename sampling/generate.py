@@ -5,11 +5,10 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pqvae.cli import Parser, command, positive_int, whole_number
 from pqvae.errors import UserError
-from sampling.settings import SETTINGS, settings_of
+from sampling.settings import given_settings
 
 SUMMARY = """\
 Generate images from a trained prior. Settings that are not given are those that sampling.tune has
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; --help answers before torch is imported."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
-    args.given = _given(args)
+    args.given = given_settings(vars(args))
     if args.npz and args.npz.suffix != ".npz":
         raise UserError(f"--npz {args.npz}: must end in .npz")
     if args.npz and not args.npz.parent.is_dir():
@@ -108,13 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
     return parser
-
-
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given on the command line."""
-    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
-    settings_of({name: value for name, value in given.items() if name != "prefix"})
-    return given
 
 
 if __name__ == "__main__":

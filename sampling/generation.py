@@ -14,7 +14,7 @@ import torch
 from pqvae import distributed
 from pqvae.cli import next_command
 from pqvae.config import config_to_dict
-from pqvae.console import Progress, say
+from pqvae.console import Progress
 from pqvae.data.labels import class_name
 from pqvae.data.passed_over import shorten
 from pqvae.errors import UserError
@@ -22,13 +22,12 @@ from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device, versions
 from sampling.folder import close_folder, open_folder, write_image, write_npz
-from sampling.found import read_found
+from sampling.found import settle
 from sampling.sampler import block_size, sample_codes
-from sampling.settings import BUILT_IN, SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
-from stage2_prior.provenance import open_tokenizer_of
+from stage2_prior.provenance import open_pair
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -40,16 +39,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     """
     started = time.monotonic()
     device = select_device(args.device)
-    if not args.prior.is_dir():
-        raise UserError(
-            f"{args.prior}: no prior here; run python -m stage2_prior.train, or give --prior FOLDER"
-        )
-    prior = Prior.from_pretrained(args.prior).to(device)
-    tokenizer, tokenizer_folder = open_tokenizer_of(prior, args.prior, args.tokenizer)
-    tokenizer.to(device)
-    _settle(args, prior)
-    if args.settings.guidance != 1 and not prior.class_names:
-        raise UserError("--guidance: this prior has no classes to be guided to")
+    prior, tokenizer, tokenizer_folder = open_pair(args.prior, args.tokenizer, device)
+    args.prefix, args.settings = settle(args.prior, prior, args.given)
     record = _record(args, prior, tokenizer)
     record |= {
         "tokenizer": str(tokenizer_folder),
@@ -67,17 +58,6 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
             f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); "
             f"look at {args.out}/grid.png, then: {next_command('eval.fid', *scored)}"
         )
-
-
-def _settle(args: argparse.Namespace, prior: Prior) -> None:
-    """Put ``settings`` and ``prefix`` into the arguments: as given, as found, or as built in."""
-    found = read_found(args.prior, prior.content_hash)
-    chosen: dict[str, Any] = {**BUILT_IN, **found, **args.given}
-    used = [f"{name} {value}" for name, value in found.items() if name not in args.given]
-    if used:
-        say(f"settings that sampling.tune has found: {', '.join(used)}")
-    args.prefix = chosen.pop("prefix")
-    args.settings = SamplingSettings(**chosen)
 
 
 def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How the distribution that is sampled from is shaped; imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,3 +35,14 @@ def settings_of(options: dict[str, Any]) -> SamplingSettings:
         return SamplingSettings(**options)
     except ValueError as error:
         raise UserError(f"--{error}") from None
+
+
+def given_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options that are settings and were given.
+
+    Raises:
+        UserError: One is out of its range.
+    """
+    given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
+    settings_of({name: value for name, value in given.items() if name != "prefix"})
+    return given

@@ -3,10 +3,37 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from pqvae.errors import UserError
 from pqvae.pretrained import recorded_places
 from stage1_tokenizer import Tokenizer
 from stage2_prior.prior import Prior
+
+
+def open_pair(
+    folder: Path, given: Path | None, device: torch.device
+) -> tuple[Prior, Tokenizer, Path]:
+    """Load a prior and its tokenizer, in evaluation mode.
+
+    Args:
+        folder: Of the prior.
+        given: The tokenizer's folder, if the user says so.
+        device: Where both are to run.
+
+    Returns:
+        The prior, the tokenizer, and the tokenizer's folder.
+
+    Raises:
+        UserError: There is no prior, or as ``open_tokenizer_of`` does.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no prior here; run python -m stage2_prior.train, or give --prior FOLDER"
+        )
+    prior = Prior.from_pretrained(folder).to(device)
+    tokenizer, tokenizer_folder = open_tokenizer_of(prior, folder, given)
+    return prior, tokenizer.to(device), tokenizer_folder
 
 
 def open_tokenizer_of(

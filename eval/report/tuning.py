@@ -29,7 +29,7 @@ from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
-from stage2_prior.provenance import open_tokenizer_of
+from stage2_prior.provenance import open_pair
 
 SEED = 1  # not the one of the pictures that are reported later
 SHORTEST = 2  # codes, of the prefixes that are tried by default
@@ -48,11 +48,7 @@ def tune(args: argparse.Namespace) -> None:
     """
     started = time.monotonic()
     device = select_device(args.device)
-    if not args.prior.is_dir():
-        raise UserError(f"{args.prior}: no prior here; give --prior FOLDER")
-    prior = Prior.from_pretrained(args.prior).to(device)
-    tokenizer, _ = open_tokenizer_of(prior, args.prior, args.tokenizer)
-    tokenizer.to(device)
+    prior, tokenizer, _ = open_pair(args.prior, args.tokenizer, device)
     prefixes = _prefixes(args.prefixes, tokenizer)
     if any(settings.guidance != 1 for settings in args.settings) and not prior.class_names:
         raise UserError("--guidances: this prior has no classes to be guided to")

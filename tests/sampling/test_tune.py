@@ -108,7 +108,10 @@ def test_a_network_does_not_judge_the_decoder_that_it_trained(
         (["--prefixes", "2,x"], "'x' is not a whole number"),
         (["--temperatures", "a"], "'a' is no list of numbers, as in 0.5,1"),
         (["--temperatures", "0.5,-1"], "--temperature must be 0 to 10, not -1"),
-        (["--prior", "nowhere"], "nowhere: no prior here; give --prior FOLDER"),
+        (
+            ["--prior", "nowhere"],
+            "nowhere: no prior here; run python -m stage2_prior.train, or give --prior",
+        ),
     ],
 )
 def test_bad_settings_are_one_line(
