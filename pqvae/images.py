@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFile
 from torch import Tensor
 
@@ -47,6 +48,7 @@ SNIFFED_BYTES = 4096  # of a file, by which ``is_image_data`` knows it
 # Formats of which the first bytes say too little: their whole header is to be right.
 _WEAK = ("BMP", "PPM", "SGI", "PCX", "TGA")
 CAPTION_HEIGHT = 16
+LOSSLESS_SIDE = 64  # pixels, of the images on a sheet
 # Times its size in the end, that a JPEG is decoded at: then resized, it is right to 50 dB and more.
 DRAFTED = 3  # also how far Lanczos reaches, in pixels of the end
 
@@ -203,6 +205,20 @@ def encode_png(image: Tensor) -> bytes:
     """uint8 (3, H, W) to the bytes of a PNG file; light compression, for speed."""
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def encode_sheet(images: Tensor, columns: int) -> bytes:
+    """uint8 (B, 3, H, W), row by row and edge to edge, to the bytes of one WebP file.
+
+    Nothing is lost of images up to ``LOSSLESS_SIDE`` pixels; larger ones would take too much room.
+    """
+    rows = -(-len(images) // columns)
+    missing = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
+    pattern = "(r c) d h w -> (r h) (c w) d"
+    sheet = rearrange(torch.cat([images, missing]), pattern, c=columns).contiguous()
+    buffer, lossless = io.BytesIO(), images.shape[-1] <= LOSSLESS_SIDE
+    Image.fromarray(sheet.numpy()).save(buffer, "WEBP", lossless=lossless, quality=90, method=6)
     return buffer.getvalue()
 
 

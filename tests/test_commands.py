@@ -24,6 +24,7 @@ COMMANDS = (
     "stage1_tokenizer.reconstruct",
     "stage2_prior.train",
     "sampling.generate",
+    "sampling.gallery",
     "eval.fid",
     "eval.reconstruction",
     "eval.rate_distortion",

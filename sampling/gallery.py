@@ -1,0 +1,80 @@
+"""Command: one page to look at: samples, variations and held-out pictures, by how many codes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pqvae.cli import Parser, command, positive_int, whole_number
+from pqvae.errors import UserError
+from sampling.settings import given_settings
+
+SUMMARY = """\
+Write one HTML file to look at: samples of each class, variations of held-out pictures, and the
+training pictures nearest to the samples, with a slider over the number of codes. It needs no server
+and loads nothing. Settings that are not given are those that sampling.tune has found, if it has."""
+EXAMPLES = """\
+  python -m sampling.gallery
+  python -m sampling.gallery --per-class 4 --seed 7 --out animals.html
+  python -m sampling.gallery --prior runs/photos-prior --data /mnt/photos --out photos.html"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; --help answers before torch is imported."""
+    args = _parser().parse_args(argv)
+    args.given = given_settings(vars(args))
+    if args.out.suffix != ".html":
+        raise UserError(f"--out {args.out}: must end in .html, as it becomes a page")
+
+    from eval.gallery.build import build_gallery
+
+    build_gallery(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("sampling.gallery", SUMMARY, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--prior",
+        type=Path,
+        default=Path("runs/prior"),
+        metavar="DIR",
+        help="run or model folder of stage 2 (default: %(default)s)",
+    )
+    add("--tokenizer", type=Path, metavar="DIR", help="of stage 1 (default: where the prior says)")
+    add("--data", metavar="DATA", help="where the images of both are now, if they have moved")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/gallery.html"),
+        metavar="FILE",
+        help="the page; replaces a gallery, nothing else (default: %(default)s)",
+    )
+    add(
+        "--per-class",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="samples of each class; eight times as many of a prior without classes (default: 8)",
+    )
+    add(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        default=0,
+        help="equal models, options and seed make an equal file (default: 0)",
+    )
+    add("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="of each code keep the most likely values that reach this (default: 0.95)",
+    )
+    add("--guidance", type=float, metavar="S", help="towards the class (default: 1)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
