@@ -18,6 +18,8 @@ EXAMPLES = """\
   python -m sampling.gallery --per-class 4 --seed 7 --out animals.html
   python -m sampling.gallery --prior runs/photos-prior --data /mnt/photos --out photos.html"""
 
+DEFAULT = Path("runs/gallery.html")
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.given = given_settings(vars(args))
     if args.out.suffix != ".html":
         raise UserError(f"--out {args.out}: must end in .html, as it becomes a page")
+    if args.out != DEFAULT and not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
 
     from eval.gallery.build import build_gallery
 
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--out",
         type=Path,
-        default=Path("runs/gallery.html"),
+        default=DEFAULT,
         metavar="FILE",
         help="the page; replaces a gallery, nothing else (default: %(default)s)",
     )

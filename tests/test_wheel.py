@@ -34,6 +34,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_code_data_and_licences_but_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"pqvae/py.typed", "eval/py.typed", "pqvae/data/emoji/emoji-train-000000.tar"} <= names
+    assert {f"eval/gallery/page.{part}" for part in ("html", "css", "js")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/pqvae/data/emoji/LICENSES.md") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "configs/"))]

@@ -118,7 +118,7 @@ function open(picture) {
   const body = [element("p", { id: "detail-spent", "aria-live": "polite" }), large];
   body.push(element("h3", {}, "By number of codes"), strip(picture));
   if (picture.near) {
-    const same = `; the first ${plural(data.start, "code")} are those of one of them`;
+    const same = `; the first ${plural(data.start, "code")} are those of one`;
     body.push(element("h3", {}, `Nearest training pictures${picture.same ? same : ""}`));
     const near = picture.near.map((still, place) => canvas({ still }, `training picture ${place + 1}`));
     body.push(element("div", { class: "strip" }, ...near));

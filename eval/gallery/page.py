@@ -35,6 +35,6 @@ def write_page(path: Path, content: Mapping[str, Any]) -> None:
     # Names of classes may hold anything; without "<" nothing in them ends the script element.
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     text = text.replace("{{mark}}", MARK).replace("{{data}}", data)  # last, as it may hold braces
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # runs/, where nothing has been trained
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -58,21 +58,19 @@ def add_samples(album: Album, draw: Draw, per_class: int) -> Samples:
     labels = classes[numbers % rows] if names else None
     N = album.tokenizer.num_codes
     codes = sample_codes(draw.prior, labels, numbers, draw.seed, N, draw.settings).cpu()
-    called = [
-        f"{names[int(classes[number % rows])]}, " * bool(names) + f"sample {number // rows + 1}"
-        for number in numbers.tolist()
-    ]
-    pictures = album.add(codes, labels, called)
-    of_row = [pictures[row::rows] for row in range(rows)]
     if names:
-        groups = [_group(names[c], one) for c, one in zip(classes.tolist(), of_row, strict=True)]
-        shown = f"{per_class} of each class"
-        if len(classes) < len(names):
-            shown = f"{per_class} of each of {len(classes)} classes, of {len(names):,}"
+        shown = [names[label] for label in classes.tolist()]
+        called = [f"{shown[n % rows]}, sample {n // rows + 1}" for n in numbers.tolist()]
+        pictures = album.add(codes, labels, called)
+        groups = [_group(name, pictures[row::rows]) for row, name in enumerate(shown)]
+        count = f"{per_class} of each class"
+        if len(shown) < len(names):
+            count = f"{per_class} of each of {len(shown)} classes, of {len(names):,}"
     else:
-        groups, shown = [_group("", pictures)], f"{len(pictures)} of them"
+        pictures = album.add(codes, None, [f"sample {n + 1}" for n in numbers.tolist()])
+        groups, count = [_group("", pictures)], f"{len(pictures)} of them"
     text = (
-        f"Drawn code by code, coarse to fine: {shown}, as they came. Open one for all of its "
+        f"Drawn code by code, coarse to fine: {count}, as they came. Open one for all of its "
         "prefixes at once."
     )
     return Samples(codes, pictures, {"title": "Samples", "text": text, "groups": groups})
@@ -82,8 +80,8 @@ def add_samples(album: Album, draw: Draw, per_class: int) -> Samples:
 class HeldOut:
     codes: Tensor  # int64 (n, N), on the CPU
     labels: Tensor | None  # int64 (n,)
-    names: list[str]
-    stills: list[int]  # the originals
+    classes: list[str]  # the name of each one's class; "" for none
+    pictures: list[Picture]  # "beside" them the originals
     section: Section
 
 
@@ -93,13 +91,12 @@ def add_held_out(album: Album, dataset: ImageDataset) -> HeldOut:
     images = Selection(dataset, indices)
     codes = encode(album.tokenizer, images)
     names = [f"held-out picture {number + 1}" for number in range(len(images))]
-    known = dataset.class_names == album.prior.class_names
-    labels = images.labels if known else None
-    if labels is not None:
-        classes = [dataset.class_names[label] for label in labels.tolist()]
+    labels, classes = None, [""] * len(images)
+    if images.labels is not None and dataset.class_names == album.prior.class_names:
+        labels, classes = images.labels, [dataset.class_names[label] for label in images.labels]
         names = [f"{each}, {name}" for each, name in zip(classes, names, strict=True)]
-    stills = album.add_stills(images.images(range(len(images))))
     pictures = album.add(codes, labels, names)
+    stills = album.add_stills(images.images(range(len(images))))
     for picture, still in zip(pictures, stills, strict=True):
         picture |= {"beside": still, "besideName": "original"}
     text = (
@@ -107,7 +104,7 @@ def add_held_out(album: Album, dataset: ImageDataset) -> HeldOut:
         "each the original."
     )
     section = {"title": "Held-out pictures", "text": text, "groups": [_group("", pictures)]}
-    return HeldOut(codes, labels, names, stills, section)
+    return HeldOut(codes, labels, classes, pictures, section)
 
 
 def variations_section(album: Album, draw: Draw, held_out: HeldOut, start: int) -> Section | None:
@@ -126,16 +123,15 @@ def variations_section(album: Album, draw: Draw, held_out: HeldOut, start: int) 
     count = len(held_out.codes)
     for place in torch.linspace(0, count - 1, min(VARIED, count)).long().tolist():
         label = None if held_out.labels is None else held_out.labels[place].expand(VARIATIONS)
-        rows = []
+        origin, rows = held_out.pictures[place], []
         for k in kept:
             known = held_out.codes[place].expand(VARIATIONS, -1)
-            first = 10**6 * (place + 1) + 1000 * k  # noise of its own, far from that of the samples
+            first = 10**6 * (place + 1) + 100 * k  # noise of its own, far from that of the samples
             codes = vary(draw, known, k, label, torch.arange(first, first + VARIATIONS))
             said = f"{k} code{'s' * (k > 1)} kept"
-            called = [f"{held_out.names[place]}, {said}, no. {n + 1}" for n in range(VARIATIONS)]
+            called = [f"{origin['name']}, {said}, no. {n + 1}" for n in range(VARIATIONS)]
             rows.append({"name": said, "pictures": album.add(codes, label, called)})
-        name = held_out.names[place].rpartition(", ")[0]
-        groups.append({"name": name, "still": held_out.stills[place], "rows": rows})
+        groups.append({"name": held_out.classes[place], "still": origin["beside"], "rows": rows})
     text = (
         "The first codes of a held-out picture are kept, and what follows is drawn anew. Up to as "
         "many codes as are kept, all are alike."
@@ -195,14 +191,8 @@ def nearest_section(album: Album, samples: Samples, train: ImageDataset, start: 
     ):
         picture |= {"near": near, "same": tuple(own) in known}
     closest = distances.argsort(stable=True)[:PAIRS].tolist()
-    pairs = [
-        {
-            **samples.pictures[n],
-            "beside": samples.pictures[n]["near"][0],
-            "besideName": NEAREST_NAME,
-        }
-        for n in closest
-    ]
+    near_ones = [samples.pictures[n] for n in closest]
+    pairs = [{**one, "beside": one["near"][0], "besideName": NEAREST_NAME} for one in near_ones]
     same = sum(picture["same"] for picture in samples.pictures)
     text = (
         "The samples that come closest to a training picture, which stands beside them: by what "

@@ -1,11 +1,18 @@
-"""One tiny trained prior for all tests of sampling."""
+"""One tiny trained prior for all tests of sampling, and galleries of it."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pqvae.files import read_json, write_json
+from sampling.gallery import main
 from stage2_prior import train
+from tests.sampling.gallery_page import content_of
+
+Gallery = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +24,26 @@ def prior(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments += ["trainer.steps=20", "trainer.batch_size=16", "trainer.evaluate_every=10"]
     assert train.main(arguments) == 0
     return out
+
+
+@pytest.fixture
+def gallery(prior: Path, tmp_path: Path) -> Gallery:
+    """``gallery(*more)`` runs the command and reads its page, ``tmp_path / "page.html"``."""
+
+    def gallery(*more: object) -> dict[str, Any]:
+        page = tmp_path / "page.html"
+        arguments = ["--prior", prior, "--out", page, "--per-class", 2, "--device", "cpu", *more]
+        assert main([str(argument) for argument in arguments]) == 0
+        return content_of(page)
+
+    return gallery
+
+
+@pytest.fixture
+def copied_prior(prior: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny prior's model that may be changed."""
+    shutil.copytree(prior / "model", tmp_path / "prior")
+    record = read_json(tmp_path / "prior" / "config.json")
+    record["provenance"]["home"] = "/"
+    write_json(tmp_path / "prior" / "config.json", record)
+    return tmp_path / "prior"
