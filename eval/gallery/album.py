@@ -65,14 +65,19 @@ class Album:
             "bits": [round(bits[k - 1].item(), 1) for k in self.lengths],
             "decoders": self.decoders,
             "sheets": {
-                name: [_sheet(decode(self.tokenizer, codes[:, :k], name)) for k in self.lengths]
+                name: [sheet(decode(self.tokenizer, codes[:, :k], name)) for k in self.lengths]
                 for name in self.decoders
             },
-            "stills": _sheet(torch.cat(self._stills)) if self._stills else None,
+            "stills": sheet(torch.cat(self._stills)) if self._stills else None,
         }
 
 
-def _sheet(images: Tensor) -> dict[str, Any]:
+def sheet(images: Tensor) -> dict[str, Any]:
+    """Images, uint8 (B, 3, H, W), as the page reads them.
+
+    Raises:
+        UserError: They are too many for one file.
+    """
     columns, size = math.ceil(math.sqrt(len(images))), images.shape[-1]
     if columns * size > LARGEST_SHEET:
         raise UserError(

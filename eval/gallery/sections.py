@@ -197,7 +197,8 @@ def nearest_section(album: Album, samples: Samples, train: ImageDataset, start: 
     text = (
         "The samples that come closest to a training picture, which stands beside them: by what "
         f"the first {_codes(start)} mean to the decoder, among {len(searched):,} training "
-        f"pictures. {same} of {len(samples.pictures)} samples begin with the very codes of one."
+        f"pictures. {same} of {len(samples.pictures)} samples begin with the same "
+        f"{_codes(start)} as one."
     )
     return {"title": "Nearest training pictures", "text": text, "groups": [_group("", pairs)]}
 

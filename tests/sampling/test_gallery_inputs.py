@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from eval.gallery.album import sheet
+from pqvae.errors import UserError
 from pqvae.files import read_json, write_json
 from sampling.gallery import main
 from stage1_tokenizer import Tokenizer
@@ -89,6 +91,23 @@ def test_a_code_for_each_place_is_cut_where_it_decodes(
     assert len(content["sheets"]["faithful"]) == len(lengths)
     has_variations = "Variations" in sections_of(content)
     assert has_variations == (levels > 1)  # a single cut keeps all codes or none
+
+
+def test_of_many_classes_some_from_all_over_the_list_are_shown(
+    gallery: Gallery, prior: Path, tmp_path: Path
+) -> None:
+    known, names = Prior.from_pretrained(prior), tuple(f"class {i}" for i in range(39))
+    many = Prior(known.config, known.codebooks, names, (1,) * 39)
+    many.save_pretrained(tmp_path / "many", known.provenance)
+    section = sections_of(gallery("--prior", tmp_path / "many", "--per-class", 1))["Samples"]
+    assert [group["name"] for group in section["groups"]] == list(names[::2])
+    assert "1 of each of 20 classes, of 39" in section["text"]
+
+
+def test_more_pictures_than_a_file_holds_are_refused_before_they_are_drawn() -> None:
+    pictures = torch.zeros(1, dtype=torch.uint8).expand(4, 3, 8192, 8192)
+    with pytest.raises(UserError, match="--per-class: 4 pictures of 8192 pixels are too many"):
+        sheet(pictures)
 
 
 def test_where_the_images_are_gone_there_are_samples_alone(
