@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqvae.cli import Parser, command, positive_int, whole_number
+from pqvae.cli import Parser, command, whole_number
 from pqvae.errors import UserError
 from sampling.settings import given_settings
 
@@ -57,10 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--per-class",
-        type=positive_int,
+        type=whole_number(1, 100),
         default=8,
         metavar="N",
-        help="samples of each class; eight times as many of a prior without classes (default: 8)",
+        help="samples of each class, at most 100; eight times as many of a prior without classes "
+        "(default: 8)",
     )
     add(
         "--seed",

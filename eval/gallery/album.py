@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eval.subjects.tokenized import decode
+from pqvae.console import Progress
 from pqvae.errors import UserError
 from pqvae.images import encode_sheet
 from stage1_tokenizer import Tokenizer
@@ -57,17 +58,21 @@ class Album:
     def content(self) -> dict[str, Any]:
         """What the page needs to show the pictures."""
         bits = torch.tensor(self.tokenizer.quantizer.bits).double().cumsum(0)
-        codes = torch.cat(self._codes)
+        codes, sheets = torch.cat(self._codes), {}
+        progress = Progress("drawing", len(codes) * len(self.lengths) * len(self.decoders))
+        for name in self.decoders:
+            sheets[name] = []
+            for k in self.lengths:
+                sheets[name].append(sheet(decode(self.tokenizer, codes[:, :k], name)))
+                progress.advance(len(codes))
+        progress.close()
         return {
             "size": self.tokenizer.config.image_size,
             "codes": self.tokenizer.num_codes,
             "lengths": self.lengths,
             "bits": [round(bits[k - 1].item(), 1) for k in self.lengths],
             "decoders": self.decoders,
-            "sheets": {
-                name: [sheet(decode(self.tokenizer, codes[:, :k], name)) for k in self.lengths]
-                for name in self.decoders
-            },
+            "sheets": sheets,
             "stills": sheet(torch.cat(self._stills)) if self._stills else None,
         }
 

@@ -49,7 +49,6 @@ def build_gallery(args: argparse.Namespace) -> None:
     start = found or tokenizer.num_codes
     album = Album(prior, tokenizer, sorted({*prefix_grid(tokenizer.quantizer.cuts), start}))
     draw = Draw(prior, settings, args.seed)
-    say("drawing samples")
     samples = add_samples(album, draw, args.per_class)
     sections = [samples.section]
     if images:
@@ -57,7 +56,6 @@ def build_gallery(args: argparse.Namespace) -> None:
         variations = variations_section(album, draw, held_out, start)
         near = nearest_section(album, samples, images["train"], start)
         sections = [held_out.section, samples.section, *filter(None, [variations]), near]
-    say("drawing pictures")
     content = {
         "start": start,
         "found": found is not None,

@@ -11,9 +11,10 @@ from eval.gallery.album import Album, Picture
 from eval.measures.neighbours import Euclidean, nearest
 from eval.subjects.selection import Selection, subset
 from eval.subjects.tokenized import encode
+from pqvae.console import Progress
 from pqvae.data.dataset import ImageDataset
 from sampling.filters import filtered_probabilities, guide
-from sampling.sampler import sample_codes
+from sampling.sampler import block_size, sample_codes
 from sampling.settings import SamplingSettings
 from stage1_tokenizer.prefixes import evenly_spaced_indices
 from stage2_prior import Prior
@@ -57,7 +58,13 @@ def add_samples(album: Album, draw: Draw, per_class: int) -> Samples:
     numbers = torch.arange(rows * per_class)
     labels = classes[numbers % rows] if names else None
     N = album.tokenizer.num_codes
-    codes = sample_codes(draw.prior, labels, numbers, draw.seed, N, draw.settings).cpu()
+    progress, parts = Progress("sampling", len(numbers)), []
+    for block in numbers.split(block_size(draw.prior.device)):
+        given = None if labels is None else labels[block]
+        parts.append(sample_codes(draw.prior, given, block, draw.seed, N, draw.settings).cpu())
+        progress.advance(len(block))
+    progress.close()
+    codes = torch.cat(parts)
     if names:
         shown = [names[label] for label in classes.tolist()]
         called = [f"{shown[n % rows]}, sample {n // rows + 1}" for n in numbers.tolist()]
