@@ -148,7 +148,7 @@ def _generate(
     has its place in block i // size and the same images beside it. So not even rounding can make it
     depend on the other arguments, on what an earlier call left, or on the number of processes; the
     decoder, too, takes blocks of one shape. Codes are drawn in float32, so that they are the same
-    where the hardware has no bfloat16; what that changes of a picture is below a level or so.
+    where the hardware has no bfloat16; pictures differ by a level or so there.
 
     Files are written while the next images are made.
     """
