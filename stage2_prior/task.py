@@ -17,6 +17,7 @@ from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
+from pqvae.plots import NO_PLOT, Panel, save_plot
 from pqvae.pretrained import provenance_of, recorded_data
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, versions
@@ -216,10 +217,12 @@ def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> 
 def report(
     task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]
 ) -> dict[str, Any]:
-    """The final figures of the kept model: bits on the test and the train split."""
+    """The final figures of the kept model: bits on each split, by position."""
     prior = Prior.from_pretrained(task.folder / "model").to(task.runtime.device)
     test = task.bits_per_code(prior, test_codes)
-    on_train = task.bits_per_code(prior, task.train_codes)
+    on_val, on_train = (
+        task.bits_per_code(prior, codes) for codes in (task.val_codes, task.train_codes)
+    )
     every_view = task.train_codes.codes.flatten(0, 1)
     unigram = unigram_bits(every_view, test_codes.codes[0].long(), task.prior.sizes)
 
@@ -233,6 +236,7 @@ def report(
 
     return {
         "test": figures(test, test_codes.labels),
+        "val": figures(on_val, task.val_codes.labels),
         "train": figures(on_train, task.train_codes.labels),
         "test_unigram": figures(unigram),
         "fixed_length_bits_per_image": sum(task.tokenizer.quantizer.bits),
@@ -249,6 +253,16 @@ def report(
     }
 
 
+def bits_by_position(result: Mapping[str, Any], task: PriorTask) -> Panel:
+    """What each position costs on each split, beside the unigram model and a fixed length."""
+    names = {"test": "test", "val": "val", "train": "train", "test_unigram": "unigram model, test"}
+    curves = {label: result[split]["bits_per_code"] for split, label in names.items()}
+    curves["fixed length, log2 K"] = task.tokenizer.quantizer.bits
+    places = range(1, len(task.prior.sizes) + 1)
+    lines = {label: (places, bits) for label, bits in curves.items()}
+    return Panel("bits of each code", "code", lines)
+
+
 def run(config: Config) -> None:
     """Train as the config says, or resume, and write ``result.json``."""
     run_stage(
@@ -262,6 +276,9 @@ def finish(task: PriorTask, trained: dict[str, float]) -> None:
     test_codes = task.test_codes
     result = report(task, test_codes, trained)
     write_json(folder / "result.json", result)
+    drawn = save_plot(folder / "bits.png", [bits_by_position(result, task)])
+    if not drawn:
+        say(NO_PLOT)
     say(f"took {format_seconds(result['seconds'])}")
     bits = {name: result[name]["mean_bits_per_code"] for name in ("test", "train", "test_unigram")}
     lacking = " without class" if task.lacks_classes(test_codes) else ""
@@ -271,6 +288,6 @@ def finish(task: PriorTask, trained: dict[str, float]) -> None:
     )
     again = [] if out == Config().out else ["--prior", out]
     print(
-        f"made {folder}/model; look at {folder}/grids, then: "
+        f"made {folder}/model; look at {folder}/grids{f', {folder}/bits.png' * drawn}, then: "
         f"{next_command('sampling.generate', '--n', '10000', *again)}"
     )

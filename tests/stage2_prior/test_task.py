@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from pqvae.plots import WIDTH
 from stage1_tokenizer import Tokenizer
-from stage2_prior import train
+from stage2_prior import Prior, train
 
 TINY = "views=1 prior.width=64 prior.depth=1 prior.heads=1 prior.code_features=8 trainer.steps=4"
 SIZES = "trainer.batch_size=16 trainer.evaluate_every=2 device=cpu"
@@ -104,3 +106,20 @@ def test_data_without_classes_make_a_run_that_says_so_and_resumes(
     found = result()
     assert found["class_conditional"] is found["test"]["class_conditional"] is False
     assert "val_bits_per_code" in logged()  # nothing is missing where there are no classes
+
+
+def test_the_result_has_the_bits_of_each_position_on_each_split_and_a_picture_of_them(
+    work: Path,
+) -> None:
+    assert run() == 0
+    found = result()
+    for split in ("test", "val", "train", "test_unigram"):
+        bits = found[split]["bits_per_code"]
+        assert len(bits) == len(Prior.from_pretrained("prior").sizes)
+        assert sum(bits) == pytest.approx(found[split]["bits_per_image"], abs=0.01)
+    # Those on val are the ones that the kept model was chosen by.
+    lines = map(json.loads, Path("prior", "stats.jsonl").read_text().splitlines())
+    best = min(line["val_bits_per_image"] for line in lines if "val_bits_per_image" in line)
+    assert found["val"]["bits_per_image"] == pytest.approx(best, abs=0.01)
+    with Image.open("prior/bits.png") as picture:
+        assert picture.width == WIDTH
