@@ -51,7 +51,7 @@ class CachedLayers:
         """
         assert layers.rotary_pos_emb is not None
         angles, _ = layers.rotary_pos_emb.forward_from_seq_len(steps)
-        angles = angles[0, :, ::2]  # each is there twice
+        angles = angles[0, :, ::2].float()  # each is there twice
         turns = torch.polar(torch.ones_like(angles), angles)
         self.blocks: list[tuple[nn.Module, nn.Module | CachedAttention]] = []
         for norms, block, _ in layers.layers:  # type: ignore[not-iterable]
@@ -83,9 +83,9 @@ class CachedAttention:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         projected = F.linear(inputs, self.weight).unflatten(-1, (3, self.heads, -1))
-        pairs = F.normalize(projected[:, 0, :2], dim=-1).unflatten(-1, (-1, 2))
+        pairs = F.normalize(projected[:, 0, :2].float(), dim=-1).unflatten(-1, (-1, 2))
         turned = torch.view_as_complex(pairs) * self.turns[self.length]
-        queries, keys = torch.view_as_real(turned).flatten(-2).unbind(1)
+        queries, keys = torch.view_as_real(turned).flatten(-2).to(self.kept.dtype).unbind(1)
         self.kept[0, :, :, self.length] = keys
         self.kept[1, :, :, self.length] = projected[:, 0, 2]
         self.length += 1
