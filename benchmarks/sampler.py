@@ -28,7 +28,7 @@ from pqvae.cli import Parser, command, positive_int
 from pqvae.errors import UserError
 from pqvae.images import to_uint8
 from pqvae.randomness import generator_for
-from pqvae.runtime import machine, select_runtime
+from pqvae.runtime import machine, select_device, select_runtime
 from sampling.folder import read_record, write_image
 from sampling.sampler import sample_codes
 from sampling.settings import SamplingSettings
@@ -81,18 +81,18 @@ def time_sampling(
     """Draw all codes of images (B,) in every way, in turns; the first turn is not counted."""
     N, indices = len(prior.sizes), torch.arange(len(labels))
     settings = SamplingSettings(temperature=temperature, top_p=TOP_P)
-    same = AutoregressiveWrapper(PriorNet(prior))
+    same = AutoregressiveWrapper(PriorNet(prior)).eval()  # or it trains what it has used
     plain = AutoregressiveWrapper(
         TransformerWrapper(
             num_tokens=max(*prior.sizes, prior.no_class + 1),
             max_seq_len=N,
             attn_layers=prior.layers,
-        ).eval()
-    )
+        ).to(prior.device)
+    ).eval()
 
     def generate(wrapper: AutoregressiveWrapper, cache: bool) -> Tensor:
         return wrapper.generate(
-            labels.unsqueeze(1),
+            labels.unsqueeze(1).to(prior.device),
             N,
             temperature=temperature,
             filter_logits_fn="top_p",
@@ -110,7 +110,7 @@ def time_sampling(
     for turn in range(rounds + 1):
         for name, way in ways.items():
             started = time.perf_counter()
-            timings[name].codes = way()
+            timings[name].codes = way().cpu()  # so a GPU is waited for
             if turn:
                 timings[name].seconds.append(time.perf_counter() - started)
     return timings
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.prior or save_untrained(Path(scratch))
-        prior = Prior.from_pretrained(folder)
+        prior = Prior.from_pretrained(folder).to(select_device())
         parameters = sum(parameter.numel() for parameter in prior.parameters())
         print(
             f"{parameters / 1e6:.1f} M parameters, {len(prior.sizes)} codes, "

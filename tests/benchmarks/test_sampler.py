@@ -19,6 +19,7 @@ def test_greedy_codes_of_x_transformers_are_ours() -> None:
     assert len(same) == 3
     for name in same:
         assert torch.equal(timings[name].codes, ours)
+    assert not prior.training
     assert all(len(timing.seconds) == 2 for timing in timings.values())
 
 
