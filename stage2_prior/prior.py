@@ -145,22 +145,25 @@ class Prior(nn.Module):
         return self.logits(self.layers(self.dropout(inputs)))
 
     def bits(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
-        """The cost of each code under the prior, in bits: codes (B, N) -> float32 (B, N).
+        """The cost of each code under the prior, in bits: codes (B, k) -> float32 (B, k).
 
         Args:
-            codes: Whole numbers of any type, all N of each image.
+            codes: Whole numbers of any type, the first k of each image: all N, or those that the
+                first steps of the sequence hold.
             labels: As in ``forward``.
 
         Raises:
-            ValueError: These are not N codes, or one is no whole number in [0, K_i).
+            ValueError: These are not such codes, or one is no whole number in [0, K_i).
         """
         codes = as_codes(codes, self.device)
-        if codes.ndim != 2 or codes.shape[1] != len(self.sizes):
-            raise ValueError(f"codes must be (B, {len(self.sizes)}), not {tuple(codes.shape)}")
+        k, N = codes.shape[-1] if codes.ndim == 2 else 0, len(self.sizes)
+        if not 0 < k <= N or max(self.sequence.order[:k]) >= k:
+            raise ValueError(f"codes must be (B, {N}) or a prefix, not {tuple(codes.shape)}")
         if not self.training:  # those of training are our own, and a GPU need not be waited for
-            check_codes(codes, self.sizes)
+            check_codes(codes, self.sizes[:k])
         codes = self.sequence.by_place(codes)
-        logits = self(codes, labels)
+        steps = self.sequence.steps_in(k)
+        logits = self(codes[:, : self.sequence.bounds[steps - 1]], labels)
         nats = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
         return self.sequence.by_position(nats / math.log(2))
 

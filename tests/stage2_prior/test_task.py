@@ -12,6 +12,7 @@ from PIL import Image
 from pqvae.plots import WIDTH
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior, train
+from stage2_prior.task import PREFIX_BITS
 
 TINY = "views=1 prior.width=64 prior.depth=1 prior.heads=1 prior.code_features=8 trainer.steps=4"
 SIZES = "trainer.batch_size=16 trainer.evaluate_every=2 device=cpu"
@@ -123,3 +124,23 @@ def test_the_result_has_the_bits_of_each_position_on_each_split_and_a_picture_of
     assert found["val"]["bits_per_image"] == pytest.approx(best, abs=0.01)
     with Image.open("prior/bits.png") as picture:
         assert picture.width == WIDTH
+
+
+def test_a_prefix_is_trained_alone_and_decides_which_step_is_kept(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "trainer.steps=10 trainer.evaluate_every=2 trainer.patience=0 trainer.beta2=0.9"
+    assert run("prefix=2", *more.split()) == 0
+    found = result()
+    lines = map(json.loads, Path("prior", "stats.jsonl").read_text().splitlines())
+    scores = [line[PREFIX_BITS] for line in lines if PREFIX_BITS in line]
+    assert len(scores) == 5
+    bits = found["val"]["bits_per_code"]
+    assert sum(bits[:2]) / 2 == pytest.approx(min(scores), abs=1e-3)
+    # The tables of later codes are as they began.
+    first, *_, last = Prior.from_pretrained("prior").books
+    assert first.head.any() and not last.head.any()
+    output = capsys.readouterr().out
+    assert output.endswith("sampling.generate --n 10000 --prior prior --prefix 2\n")
+    assert run("prefix=7", "out=other") == 2
+    assert capsys.readouterr().err.endswith("error: prefix=7: an image has 6 codes\n")
