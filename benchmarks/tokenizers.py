@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.registers import join_tables
-from eval.report.plot import Panel, save_plot
 from pqvae.cli import SIGNALLED, Parser, command
 from pqvae.config import load_config
 from pqvae.console import say
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.files import read_json, write_json
+from pqvae.plots import Panel, save_plot
 from pqvae.runtime import machine, select_runtime, versions
 from pqvae.signals import Stopped
 from pqvae.training.loop import train

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pqvae.data.passed_over import shorten
 from pqvae.errors import UserError
 from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
-from pqvae.runtime import select_device, versions
+from pqvae.runtime import Runtime, select_runtime, versions
 from sampling.folder import close_folder, open_folder, write_image, write_npz
 from sampling.found import settle
 from sampling.sampler import block_size, sample_codes
@@ -38,17 +38,17 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
         arguments: As typed, for the record.
     """
     started = time.monotonic()
-    device = select_device(args.device)
-    prior, tokenizer, tokenizer_folder = open_pair(args.prior, args.tokenizer, device)
+    runtime = select_runtime(args.device)
+    prior, tokenizer, tokenizer_folder = open_pair(args.prior, args.tokenizer, runtime.device)
     args.prefix, args.settings = settle(args.prior, prior, args.given)
     record = _record(args, prior, tokenizer)
     record |= {
         "tokenizer": str(tokenizer_folder),
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
     }
-    with distributed.process_group(device):
+    with distributed.process_group(runtime.device):
         missing = distributed.on_rank_zero(lambda: open_folder(args.out, record))
-        _generate(args, record, missing, tokenizer, prior)
+        _generate(args, record, missing, tokenizer, prior, runtime)
         distributed.barrier()
         distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
     if distributed.is_rank_zero():
@@ -119,13 +119,17 @@ def _generate(
     missing: list[int],
     tokenizer: Tokenizer,
     prior: Prior,
+    runtime: Runtime,
 ) -> None:
     """Make this process's share of the missing images.
 
     Always whole blocks are sampled, the same ones, whichever of their images are missing: image i
     has its place in block i // size and the same images beside it. So not even rounding can make it
     depend on the other arguments, on what an earlier call left, or on the number of processes; the
-    decoder, too, takes blocks of one shape.
+    decoder, too, takes blocks of one shape. Codes are drawn in float32, so that they are the same
+    where the hardware has no bfloat16; pictures differ by a level or so there.
+
+    Files are written while the next images are made.
     """
     size = block_size(prior.device)
     fixed = None if args.class_name is None else record["labels"][0]
@@ -134,6 +138,7 @@ def _generate(
     wanted, world = set(missing), distributed.world_size()
     blocks = torch.tensor(sorted({index // size for index in missing}), dtype=torch.int64)
     rounds = blocks[distributed.rank() :: world].split(max(1, round(args.batch_size / size)))
+    before: list[Future[None]] = []  # the files of the round before
     with ThreadPoolExecutor(2) as writers:
         for numbers in rounds if len(blocks) > distributed.rank() else ():
             indices = (numbers.unsqueeze(1) * size + torch.arange(size)).flatten()
@@ -144,16 +149,23 @@ def _generate(
                 labels = class_labels(args.seed, indices, prior.class_counts)
             prefix = record["settings"]["prefix"]
             codes = sample_codes(prior, labels, indices, args.seed, prefix, args.settings)
-            images = to_uint8(tokenizer.decode(codes, record["decoder"])).cpu()
-            made = [
+            with runtime.autocast():
+                decoded = tokenizer.decode(codes, record["decoder"])
+            images = to_uint8(decoded).cpu()
+            _await(before)
+            before = [
                 writers.submit(write_image, args.out, index, image)
                 for index, image in zip(indices.tolist(), images, strict=True)
                 if index in wanted
             ]
-            for written in made:
-                written.result()  # a full disk is raised here
-            progress.advance(min(world * len(made), len(missing)))
+            progress.advance(min(world * len(before), len(missing)))
+        _await(before)
     progress.close()
+
+
+def _await(files: Sequence[Future[None]]) -> None:
+    for file in files:
+        file.result()  # a full disk is raised here
 
 
 def _finish(args: argparse.Namespace, record: dict[str, Any], image_size: int) -> None:

@@ -106,6 +106,8 @@ class Book(nn.Module):
             directed = torch.einsum("bpf,pnf->bpn", directed, self.placements[members])
         by_meaning = F.linear(directed, self.meaning) / self.norms[members]
         logits = by_table.float() + by_meaning.float() + self.bias[members]
+        if min(self.sizes) == max(self.sizes):  # none is missing
+            return logits
         return logits.masked_fill(self.missing[members], -torch.inf)
 
     @torch.no_grad()
@@ -171,7 +173,9 @@ class Books(nn.ModuleList):
         parts, order = [], []
         for book, members, places in self._at(begin, begin + hidden.shape[1]):
             logits = book.logits(_columns(hidden, places), _columns(directed, places), members)
-            parts.append(F.pad(logits, (0, self.largest - logits.shape[2]), value=-torch.inf))
+            if logits.shape[2] < self.largest:
+                logits = F.pad(logits, (0, self.largest - logits.shape[2]), value=-torch.inf)
+            parts.append(logits)
             order += places
         return _join(parts, order)
 
@@ -215,7 +219,7 @@ def _columns(values: Tensor, places: list[int]) -> Tensor:
 
 def _join(parts: list[Tensor], order: list[int]) -> Tensor:
     """Parts (B, p, ...) whose columns belong at these places, as one: (B, n, ...)."""
-    joined = torch.cat(parts, dim=1)
+    joined = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     if all(before < after for before, after in itertools.pairwise(order)):
         return joined
     return joined.index_select(1, torch.tensor(order, device=joined.device).argsort())

@@ -83,6 +83,15 @@ def encode_dataset(
     return EncodedDataset(codes, dataset.labels)
 
 
+def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Bits of codes (n, N) under one add-one histogram per position: float64 (N,)."""
+    costs = []
+    for position, size in enumerate(sizes):
+        counts = torch.bincount(train_codes[:, position], minlength=size).double() + 1
+        costs.append(-(counts / counts.sum()).log2()[codes[:, position]].mean())
+    return torch.stack(costs)
+
+
 def _parts(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 

@@ -58,6 +58,12 @@ class Config:
         le=10**4,
         description="encodings of each training image: itself, and others augmented",
     )
+    prefix: int = Field(
+        default=0,
+        ge=0,
+        le=2**16,
+        description="train on the first so many codes, and keep what tells those best; 0: all",
+    )
     prior: PriorConfig = Field(default_factory=PriorConfig)
     trainer: TrainerConfig = Field(
         default_factory=lambda: TrainerConfig(

@@ -13,7 +13,6 @@ order of the codes is ``sequence.py``'s, and here they come and go by place.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,9 @@ from stage1_tokenizer.quantizers.codes import Codes, as_codes, check_codes
 from stage1_tokenizer.quantizers.contract import Quantizer
 from stage2_prior.books import Books, Codebooks
 from stage2_prior.config import PriorConfig
+from stage2_prior.layers import build_layers
 from stage2_prior.sequence import Sequence, coarse_to_fine
 from stage2_prior.version1 import upgrade
-
-with warnings.catch_warnings():  # it scripts a function on import, which torch has deprecated
-    for category in (DeprecationWarning, FutureWarning):  # which one depends on torch's version
-        warnings.simplefilter("ignore", category)
-    from x_transformers import Decoder
-    from x_transformers.x_transformers import LayerIntermediates
 
 
 class Prior(nn.Module):
@@ -75,22 +69,7 @@ class Prior(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(len(sequence.steps), width))
         self.feature_projection = nn.Linear(config.code_features, width, bias=False)
         self.head_projection = nn.Linear(width, config.code_features, bias=False)
-        self.layers = Decoder(
-            dim=width,
-            depth=config.depth,
-            heads=config.heads,
-            attn_dim_head=width // config.heads,
-            attn_flash=True,
-            attn_qk_norm=True,
-            rotary_pos_emb=True,
-            rotary_emb_dim=width // config.heads,  # all of a head
-            use_rmsnorm=True,
-            ff_mult=8 / 3,  # as many weights as a plain feed-forward of 4 (Shazeer 2020)
-            ff_glu=True,
-            ff_swish=True,
-            ff_no_bias=True,
-            ff_dropout=config.dropout,
-        )
+        self.layers = build_layers(config)
         self.dropout = nn.Dropout(config.dropout)
         self.books = Books(codebooks, sequence, width, config.code_features)
         self.init_weights()
@@ -163,25 +142,28 @@ class Prior(nn.Module):
         if steps:
             embedded, _ = self.embed_codes(codes[:, : self.sequence.bounds[steps]])
             inputs = torch.cat([inputs, embedded], dim=1)
-        return self._logits(self.layers(self.dropout(inputs)), 0)
+        return self.logits(self.layers(self.dropout(inputs)))
 
     def bits(self, codes: Codes, labels: Tensor | None = None) -> Tensor:
-        """The cost of each code under the prior, in bits: codes (B, N) -> float32 (B, N).
+        """The cost of each code under the prior, in bits: codes (B, k) -> float32 (B, k).
 
         Args:
-            codes: Whole numbers of any type, all N of each image.
+            codes: Whole numbers of any type, the first k of each image: all N, or those that the
+                first steps of the sequence hold.
             labels: As in ``forward``.
 
         Raises:
-            ValueError: These are not N codes, or one is no whole number in [0, K_i).
+            ValueError: These are not such codes, or one is no whole number in [0, K_i).
         """
         codes = as_codes(codes, self.device)
-        if codes.ndim != 2 or codes.shape[1] != len(self.sizes):
-            raise ValueError(f"codes must be (B, {len(self.sizes)}), not {tuple(codes.shape)}")
+        k, N = codes.shape[-1] if codes.ndim == 2 else 0, len(self.sizes)
+        if not 0 < k <= N or max(self.sequence.order[:k]) >= k:
+            raise ValueError(f"codes must be (B, {N}) or a prefix, not {tuple(codes.shape)}")
         if not self.training:  # those of training are our own, and a GPU need not be waited for
-            check_codes(codes, self.sizes)
+            check_codes(codes, self.sizes[:k])
         codes = self.sequence.by_place(codes)
-        logits = self(codes, labels)
+        steps = self.sequence.steps_in(k)
+        logits = self(codes[:, : self.sequence.bounds[steps - 1]], labels)
         nats = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
         return self.sequence.by_position(nats / math.log(2))
 
@@ -212,20 +194,7 @@ class Prior(nn.Module):
         inputs = self.sequence.sum_steps(embedded, first)
         return inputs + self.feature_projection(latents) + positions, latents[:, -1]
 
-    def next_logits(
-        self, step: int, inputs: Tensor, cache: LayerIntermediates | None
-    ) -> tuple[Tensor, LayerIntermediates]:
-        """Logits (B, p, K) of a step's p codes from its input (B, 1, width), and keys and values.
-
-        Args:
-            step: From 0.
-            inputs: As from ``embed_labels`` at the first step, then from ``embed_codes``.
-            cache: What the step before returned; None at the first.
-        """
-        hidden, cache = self.layers(inputs, cache=cache, return_hiddens=True)
-        return self._logits(hidden, step), cache
-
-    def _logits(self, hidden: Tensor, first: int) -> Tensor:
+    def logits(self, hidden: Tensor, first: int = 0) -> Tensor:
         """Hidden states (B, t, width) of steps from ``first`` on -> logits (B, n, K) by place."""
         hidden = self.sequence.repeat_steps(hidden, first)
         begin = self.sequence.bounds[first]

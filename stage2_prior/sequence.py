@@ -60,8 +60,8 @@ class Sequence:
         return self.bounds.index(end) - first
 
     def by_place(self, codes: Tensor) -> Tensor:
-        """Codes (B, N) by position -> by place."""
-        return codes[:, list(self.order)]
+        """Codes (B, k) by position -> by place: all N, or those that the first places hold."""
+        return codes[:, list(self.order[: codes.shape[1]])]
 
     def by_position(self, values: Tensor) -> Tensor:
         """Values (B, n) of the first n places -> (B, k), of the longest prefix that they hold."""

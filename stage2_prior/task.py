@@ -17,6 +17,7 @@ from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
 from pqvae.images import save_grid, to_uint8
+from pqvae.plots import NO_PLOT, Panel, save_plot
 from pqvae.pretrained import provenance_of, recorded_data
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime, machine, versions
@@ -24,7 +25,7 @@ from pqvae.training.run import run_stage
 from pqvae.training.task import Evaluation
 from stage1_tokenizer.provenance import check_data, open_tokenizer
 from stage2_prior.books import Codebooks
-from stage2_prior.codes import EncodedDataset, encode_dataset
+from stage2_prior.codes import EncodedDataset, encode_dataset, unigram_bits
 from stage2_prior.config import Config
 from stage2_prior.drawing import class_labels, draw_codes, nucleus
 from stage2_prior.prior import Prior
@@ -33,7 +34,8 @@ from stage2_prior.unroll import unroll
 GRID_SAMPLES = 64
 # By the second name where the prior knows classes, but the images of val have none.
 VAL_BITS = ("val_bits_per_code", "val_bits_per_code_without_class")
-CURVES = {"bits per code": ["loss", *VAL_BITS]}
+PREFIX_BITS = "val_bits_per_code_of_prefix"  # where only a prefix is trained on
+CURVES = {"bits per code": ["loss", *VAL_BITS, PREFIX_BITS]}
 GRID_TOP_P = 0.95
 
 
@@ -61,6 +63,10 @@ class PriorTask:
         labels = train_images.labels if config.class_conditional else None
         self.config = config = replace(config, class_conditional=labels is not None)
         check_classes(config, splits)
+        if config.prefix > self.tokenizer.num_codes:
+            raise UserError(
+                f"prefix={config.prefix}: an image has {self.tokenizer.num_codes} codes"
+            )
         class_names = train_images.class_names if labels is not None else ()
         counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
         self.prior = Prior(
@@ -103,6 +109,7 @@ class PriorTask:
         if labels is not None:
             unlabelled = dropped[part].to(labels.device)
             labels = labels.masked_fill(unlabelled, len(self.prior.class_names))
+        codes = codes[:, : self.config.prefix or None]
         return {"loss": self.prior.bits(codes.to(self.runtime.device), labels).mean()}
 
     def after_step(self, step: int, finite: Tensor) -> None:
@@ -132,16 +139,17 @@ class PriorTask:
 
     def evaluate(self, step: int) -> Evaluation:
         bits = self.bits_per_code(self.prior, self.val_codes)
-        mean = float(bits.mean())
+        mean, first = float(bits.mean()), bits[: self.config.prefix or None]
         self.draw_grid(step)
         shown = [0, 1, 3, 7, 15, 31, 63, 127]
         text = " ".join(f"{i + 1}:{bits[i]:.2f}" for i in shown if i < len(bits))
         name = VAL_BITS[self.lacks_classes(self.val_codes)]
-        return Evaluation(
-            mean,
-            f"{name.replace('_', ' ')} {mean:.3f} (position {text})",
-            {name: mean, name.replace("code", "image", 1): float(bits.sum())},
-        )
+        scalars = {name: mean, name.replace("code", "image", 1): float(bits.sum())}
+        text = f"{name.replace('_', ' ')} {mean:.3f} (position {text})"
+        if len(first) < len(bits):
+            scalars[PREFIX_BITS] = float(first.mean())
+            text += f", of the first {len(first)} {float(first.mean()):.3f}"
+        return Evaluation(float(first.mean()), text, scalars)
 
     def draw_grid(self, step: int) -> None:
         """Samples of seed 0, sorted by class; the same noise at every step of the training."""
@@ -203,23 +211,16 @@ def check_classes(config: Config, splits: Mapping[Split, ImageDataset]) -> None:
         )
 
 
-def unigram_bits(train_codes: Tensor, codes: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Bits of codes (n, N) under one add-one histogram per position: float64 (N,)."""
-    costs = []
-    for position, size in enumerate(sizes):
-        counts = torch.bincount(train_codes[:, position], minlength=size).double() + 1
-        costs.append(-(counts / counts.sum()).log2()[codes[:, position]].mean())
-    return torch.stack(costs)
-
-
 @torch.inference_mode()
 def report(
     task: PriorTask, test_codes: EncodedDataset, trained: dict[str, float]
 ) -> dict[str, Any]:
-    """The final figures of the kept model: bits on the test and the train split."""
+    """The final figures of the kept model: bits on each split, by position."""
     prior = Prior.from_pretrained(task.folder / "model").to(task.runtime.device)
     test = task.bits_per_code(prior, test_codes)
-    on_train = task.bits_per_code(prior, task.train_codes)
+    on_val, on_train = (
+        task.bits_per_code(prior, codes) for codes in (task.val_codes, task.train_codes)
+    )
     every_view = task.train_codes.codes.flatten(0, 1)
     unigram = unigram_bits(every_view, test_codes.codes[0].long(), task.prior.sizes)
 
@@ -233,6 +234,7 @@ def report(
 
     return {
         "test": figures(test, test_codes.labels),
+        "val": figures(on_val, task.val_codes.labels),
         "train": figures(on_train, task.train_codes.labels),
         "test_unigram": figures(unigram),
         "fixed_length_bits_per_image": sum(task.tokenizer.quantizer.bits),
@@ -249,6 +251,16 @@ def report(
     }
 
 
+def bits_by_position(result: Mapping[str, Any], task: PriorTask) -> Panel:
+    """What each position costs on each split, beside the unigram model and a fixed length."""
+    names = {"test": "test", "val": "val", "train": "train", "test_unigram": "unigram model, test"}
+    curves = {label: result[split]["bits_per_code"] for split, label in names.items()}
+    curves["fixed length, log2 K"] = task.tokenizer.quantizer.bits
+    places = range(1, len(task.prior.sizes) + 1)
+    lines = {label: (places, bits) for label, bits in curves.items()}
+    return Panel("bits of each code", "code", lines)
+
+
 def run(config: Config) -> None:
     """Train as the config says, or resume, and write ``result.json``."""
     run_stage(
@@ -262,6 +274,9 @@ def finish(task: PriorTask, trained: dict[str, float]) -> None:
     test_codes = task.test_codes
     result = report(task, test_codes, trained)
     write_json(folder / "result.json", result)
+    drawn = save_plot(folder / "bits.png", [bits_by_position(result, task)])
+    if not drawn:
+        say(NO_PLOT)
     say(f"took {format_seconds(result['seconds'])}")
     bits = {name: result[name]["mean_bits_per_code"] for name in ("test", "train", "test_unigram")}
     lacking = " without class" if task.lacks_classes(test_codes) else ""
@@ -270,7 +285,8 @@ def finish(task: PriorTask, trained: dict[str, float]) -> None:
         f"{bits['test_unigram']:.3f}), train {bits['train']:.3f}{' given class' if lacking else ''}"
     )
     again = [] if out == Config().out else ["--prior", out]
+    again += ["--prefix", str(task.config.prefix)] if task.config.prefix else []
     print(
-        f"made {folder}/model; look at {folder}/grids, then: "
+        f"made {folder}/model; look at {folder}/grids{f', {folder}/bits.png' * drawn}, then: "
         f"{next_command('sampling.generate', '--n', '10000', *again)}"
     )

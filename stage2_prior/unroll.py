@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stage2_prior.layers import CachedLayers
 from stage2_prior.prior import Prior
 
 # (step, logits) -> codes: float32 (B, p, K), -inf where there is no such code, -> int64 (B, p), for
@@ -33,11 +34,14 @@ def unroll(prior: Prior, labels: Tensor, steps: int, choose: Choose) -> Tensor:
         Codes by position, int64 (B, k), on the prior's device: the longest prefix that the steps
         hold, so all N after all steps.
     """
-    inputs, latent, cache = prior.embed_labels(labels.to(prior.device)), None, None
     chosen: list[Tensor] = []
-    for step in range(steps):
-        if step > 0:
-            inputs, latent = prior.embed_codes(chosen[-1], step - 1, latent)
-        logits, cache = prior.next_logits(step, inputs, cache)
-        chosen.append(choose(step, logits).to(prior.device))
+    # Autocast would make codes depend on whether the hardware has bfloat16.
+    with torch.autocast(prior.device.type, enabled=False):
+        layers = CachedLayers(prior.layers, len(labels), steps)
+        inputs, latent = prior.embed_labels(labels.to(prior.device)), None
+        for step in range(steps):
+            if step > 0:
+                inputs, latent = prior.embed_codes(chosen[-1], step - 1, latent)
+            logits = prior.logits(layers(inputs), step)
+            chosen.append(choose(step, logits).to(prior.device))
     return prior.sequence.by_position(torch.cat(chosen, dim=1))

@@ -22,10 +22,10 @@ from eval.measures.representations import (
 )
 from eval.measures.retrieval import PREFIX, draw_hits, retrieve
 from eval.report.options import Request
-from eval.report.plot import NO_PLOT, Panel, save_plot
 from eval.report.report import Column, format_report, make_report, write_report
 from eval.subjects.tokenized import data_of, encode, load_tokenizer, tokenizer_facts
 from pqvae.errors import UserError
+from pqvae.plots import NO_PLOT, Panel, save_plot
 from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid

@@ -13,13 +13,13 @@ from torch import Tensor
 from eval.measures.distortion import measure
 from eval.measures.rates import TRAIN, mean_image, prefix_rows, prior_bits
 from eval.report.options import Request
-from eval.report.plot import NO_PLOT, Panel, save_plot
 from eval.report.report import Column, format_report, make_report, write_report
 from eval.subjects.selection import Selection, asked_subset, subset
 from eval.subjects.tokenized import data_of, encode, load_tokenizer, tokenizer_facts
 from pqvae.data.batches import map_images
 from pqvae.data.dataset import open_dataset
 from pqvae.images import psnr
+from pqvae.plots import NO_PLOT, Panel, save_plot
 from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid

@@ -15,7 +15,6 @@ from eval.measures.metrics import score_name
 from eval.measures.statistics import frechet_distance, statistics_of
 from eval.networks.extractor import FeatureExtractor, open_extractor
 from eval.report.options import Request
-from eval.report.plot import NO_PLOT, Panel, save_plot
 from eval.report.report import Column, format_report, make_report, write_report
 from eval.subjects.selection import Selection, asked_subset
 from eval.subjects.tokenized import (
@@ -28,6 +27,7 @@ from pqvae.errors import UserError
 from pqvae.images import psnr
 from pqvae.lite0 import Lite0, lite0_distance
 from pqvae.lite0 import load_network as load_lite0
+from pqvae.plots import NO_PLOT, Panel, save_plot
 from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid, reconstruct, save_prefix_grid

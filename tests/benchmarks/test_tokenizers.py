@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import tokenizers
 from benchmarks.registers import RegistersConfig, RegistersQuantizer
-from eval.report.plot import PALETTE
 from pqvae.images import encode_png, to_uint8
+from pqvae.plots import PALETTE
 from stage1_tokenizer import quantizers
 from stage1_tokenizer.config import QUANTIZERS, TokenizerConfig
 from stage1_tokenizer.tokenizer import Tokenizer

@@ -26,8 +26,8 @@ from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import reconstruct
 from stage2_prior import Prior
 from stage2_prior.books import Codebooks
+from stage2_prior.codes import unigram_bits
 from stage2_prior.config import PriorConfig
-from stage2_prior.task import unigram_bits
 
 SIZE, SIZES = 16, (16,) * 6  # of the tiny run
 N = len(SIZES)

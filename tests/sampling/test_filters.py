@@ -65,6 +65,16 @@ def test_top_p_keeps_the_fewest_codes_that_reach_it(top_p: float) -> None:
         torch.testing.assert_close(found[indices].double(), expected, atol=1e-6, rtol=0)
 
 
+def test_top_p_keeps_no_more_of_equally_likely_codes_than_it_needs() -> None:
+    logits = torch.tensor(
+        [[0.1, 0.2, 0.2, 0.2, 0.2, 0.1], [0.25, 0.25, 0.0, 0.0, 0.25, 0.25]]
+    ).log()
+    found = filtered_probabilities(logits, 1.0, 0.45)
+    assert (found > 0).sum(1).tolist() == [3, 2]
+    assert (found[:, 1] > 0).all()  # of the most likely ones the first
+    torch.testing.assert_close(found.sum(1), torch.ones(2))
+
+
 def test_top_p_acts_after_the_temperature() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     assert (filtered_probabilities(logits, 1.0, 0.6) > 0).tolist() == [[True, True, False]]

@@ -52,7 +52,7 @@ def test_codes_of_any_whole_number_type_cost_alike(
         (np.zeros((2, 6), bool), "whole numbers, .* not bool"),
         (torch.full((2, 6), 99), r"codes must lie in \[0, K\)"),
         (torch.tensor([[0, 0, 8, 0, 0, 0]]), r"codes must lie in \[0, K\)"),  # of 8, beside 32
-        (torch.zeros(2, 5, dtype=torch.int64), r"codes must be \(B, 6\), not \(2, 5\)"),
+        (torch.zeros(2, 7, dtype=torch.int64), r"codes must be \(B, 6\) or a prefix, not \(2, 7\)"),
     ],
 )
 def test_other_codes_are_refused_in_one_line(

@@ -12,6 +12,7 @@ from stage1_tokenizer.quantizers.residual import ResidualQuantizer
 from stage2_prior.books import Codebooks
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import Prior
+from stage2_prior.sequence import Sequence
 from tests.stage2_prior.random_prior import (
     BATCH,
     CLASSES,
@@ -49,6 +50,21 @@ def test_a_prefix_has_the_logits_of_the_whole(prior: Prior) -> None:
         logits = prior(codes[:, :length], LABELS)
         assert logits.shape == (BATCH, min(length + 1, N), max(SIZES))
         torch.testing.assert_close(logits, whole[:, : length + 1], atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_prefix_costs_what_it_costs_in_the_whole(prior: Prior) -> None:
+    codes = random_codes()
+    whole = prior.bits(codes, LABELS)
+    for k in range(1, N + 1):
+        found = prior.bits(codes[:, :k], LABELS)
+        torch.testing.assert_close(found, whole[:, :k], atol=TOLERANCE, rtol=0)
+    pairs = make_prior(sequence=Sequence(((1, 0), (4,), (2, 3))))
+    found = pairs.bits(codes[:, :2])
+    torch.testing.assert_close(found, pairs.bits(codes)[:, :2], atol=TOLERANCE, rtol=0)
+    for k in (1, 3, 4):
+        with pytest.raises(ValueError, match="or a prefix"):
+            pairs.bits(codes[:, :k])
 
 
 @torch.inference_mode()

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from pqvae.plots import WIDTH
 from stage1_tokenizer import Tokenizer
-from stage2_prior import train
+from stage2_prior import Prior, train
+from stage2_prior.task import PREFIX_BITS
 
 TINY = "views=1 prior.width=64 prior.depth=1 prior.heads=1 prior.code_features=8 trainer.steps=4"
 SIZES = "trainer.batch_size=16 trainer.evaluate_every=2 device=cpu"
@@ -104,3 +107,40 @@ def test_data_without_classes_make_a_run_that_says_so_and_resumes(
     found = result()
     assert found["class_conditional"] is found["test"]["class_conditional"] is False
     assert "val_bits_per_code" in logged()  # nothing is missing where there are no classes
+
+
+def test_the_result_has_the_bits_of_each_position_on_each_split_and_a_picture_of_them(
+    work: Path,
+) -> None:
+    assert run() == 0
+    found = result()
+    for split in ("test", "val", "train", "test_unigram"):
+        bits = found[split]["bits_per_code"]
+        assert len(bits) == len(Prior.from_pretrained("prior").sizes)
+        assert sum(bits) == pytest.approx(found[split]["bits_per_image"], abs=0.01)
+    # Those on val are the ones that the kept model was chosen by.
+    lines = map(json.loads, Path("prior", "stats.jsonl").read_text().splitlines())
+    best = min(line["val_bits_per_image"] for line in lines if "val_bits_per_image" in line)
+    assert found["val"]["bits_per_image"] == pytest.approx(best, abs=0.01)
+    with Image.open("prior/bits.png") as picture:
+        assert picture.width == WIDTH
+
+
+def test_a_prefix_is_trained_alone_and_decides_which_step_is_kept(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "trainer.steps=10 trainer.evaluate_every=2 trainer.patience=0 trainer.beta2=0.9"
+    assert run("prefix=2", *more.split()) == 0
+    found = result()
+    lines = map(json.loads, Path("prior", "stats.jsonl").read_text().splitlines())
+    scores = [line[PREFIX_BITS] for line in lines if PREFIX_BITS in line]
+    assert len(scores) == 5
+    bits = found["val"]["bits_per_code"]
+    assert sum(bits[:2]) / 2 == pytest.approx(min(scores), abs=1e-3)
+    # The tables of later codes are as they began.
+    first, *_, last = Prior.from_pretrained("prior").books
+    assert first.head.any() and not last.head.any()
+    output = capsys.readouterr().out
+    assert output.endswith("sampling.generate --n 10000 --prior prior --prefix 2\n")
+    assert run("prefix=7", "out=other") == 2
+    assert capsys.readouterr().err.endswith("error: prefix=7: an image has 6 codes\n")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stage2_prior.prior import Prior
 from stage2_prior.sequence import Sequence
 from stage2_prior.unroll import unroll
 from tests.stage2_prior.random_prior import BATCH, N, make_prior, random_codes
@@ -60,3 +61,29 @@ def test_fewer_steps_give_the_prefix_that_they_hold(order: str) -> None:
         # One step less does not hold it.
         held = {position for positions in sequence.steps[: steps - 1] for position in positions}
         assert not held >= set(range(k))
+
+
+def logits_of(prior: Prior, codes: Tensor) -> Tensor:
+    shown = []
+
+    def follow(step: int, logits: Tensor) -> Tensor:
+        shown.append(logits)
+        return codes[:, step : step + 1]
+
+    unroll(prior, torch.zeros(BATCH, dtype=torch.int64), N, follow)
+    return torch.cat(shown, dim=1)
+
+
+def test_autocast_changes_no_logits() -> None:
+    prior, codes = make_prior(), random_codes()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits_of(prior, codes)
+    assert torch.equal(found, logits_of(prior, codes))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_prior_of_another_type_has_nearly_the_same_logits(kind: torch.dtype) -> None:
+    prior, codes = make_prior(), random_codes()
+    expected = logits_of(prior, codes)
+    found = logits_of(prior.to(kind), codes).float()
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
