@@ -21,6 +21,7 @@ from pqvae.errors import UserError
 from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device, versions
+from sampling.control import Control, open_control
 from sampling.folder import close_folder, open_folder, write_image, write_npz
 from sampling.found import read_found
 from sampling.sampler import block_size, sample_codes
@@ -47,52 +48,66 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     prior = Prior.from_pretrained(args.prior).to(device)
     tokenizer, tokenizer_folder = open_tokenizer_of(prior, args.prior, args.tokenizer)
     tokenizer.to(device)
-    _settle(args, prior)
+    _settle(args, prior, tokenizer)
     if args.settings.guidance != 1 and not prior.class_names:
         raise UserError("--guidance: this prior has no classes to be guided to")
-    record = _record(args, prior, tokenizer)
+    control = open_control(args, args.prefix, prior, tokenizer)
+    record = _record(args, prior, tokenizer, control)
     record |= {
         "tokenizer": str(tokenizer_folder),
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
     }
     with distributed.process_group(device):
         missing = distributed.on_rank_zero(lambda: open_folder(args.out, record))
-        _generate(args, record, missing, tokenizer, prior)
+        _generate(args, record, missing, tokenizer, prior, control)
         distributed.barrier()
         distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
     if distributed.is_rank_zero():
         seconds = time.monotonic() - started
-        scored = [] if args.out == Path("runs/samples") else ["--samples", args.out]
         print(
             f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); "
-            f"look at {args.out}/grid.png, then: {next_command('eval.fid', *scored)}"
+            f"look at {args.out}/grid.png, then: {_next(args, tokenizer_folder)}"
         )
 
 
-def _settle(args: argparse.Namespace, prior: Prior) -> None:
+def _next(args: argparse.Namespace, tokenizer_folder: Path) -> str:
+    if args.keep is not None:  # to see what more or fewer codes would keep
+        pictures = args.mix or [args.picture]
+        return next_command(
+            "stage1_tokenizer.reconstruct", *pictures, "--tokenizer", tokenizer_folder
+        )
+    scored = [] if args.out == Path("runs/samples") else ["--samples", args.out]
+    return next_command("eval.fid", *scored)
+
+
+def _settle(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> None:
     """Put ``settings`` and ``prefix`` into the arguments: as given, as found, or as built in."""
-    found = read_found(args.prior, prior.content_hash)
-    chosen: dict[str, Any] = {**BUILT_IN, **found, **args.given}
-    used = [f"{name} {value}" for name, value in found.items() if name not in args.given]
+    found = {} if args.mix else read_found(args.prior, prior.content_hash)
+    used = {name: value for name, value in found.items() if name not in args.given}
+    if args.keep is not None and "prefix" in used and used["prefix"] <= args.keep:
+        say(f"--keep {args.keep}: not the prefix {used.pop('prefix')} that sampling.tune has found")
     if used:
-        say(f"settings that sampling.tune has found: {', '.join(used)}")
-    args.prefix = chosen.pop("prefix")
+        found_settings = ", ".join(f"{name} {value}" for name, value in used.items())
+        say(f"settings that sampling.tune has found: {found_settings}")
+    chosen: dict[str, Any] = {**BUILT_IN, **used, **args.given}
+    args.prefix = chosen.pop("prefix") or tokenizer.num_codes
+    if args.prefix not in tokenizer.quantizer.cuts:
+        known = tokenizer.quantizer.cuts_in_words
+        raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
     args.settings = SamplingSettings(**chosen)
 
 
-def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dict[str, Any]:
+def _record(
+    args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer, control: Control
+) -> dict[str, Any]:
     """What ``samples.json`` says, but for where the tokenizer is and what was typed."""
-    prefix_length = args.prefix or tokenizer.num_codes
-    if prefix_length not in tokenizer.quantizer.cuts:
-        known = tokenizer.quantizer.cuts_in_words
-        raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
     decoder = args.decoder or tokenizer.decoder_to_see
     label = _label(args.class_name, prior.class_names)
     labels = None
     if label is not None:
         labels = [label] * args.n
-    elif prior.class_names:
-        labels = class_labels(args.seed, torch.arange(args.n), prior.class_counts).tolist()
+    elif control.class_weights:
+        labels = class_labels(args.seed, torch.arange(args.n), control.class_weights).tolist()
     provenance = prior.provenance if "data" in prior.provenance else tokenizer.provenance
     data = {}
     if "data" in provenance:
@@ -103,7 +118,8 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         "settings": {
             **dataclasses.asdict(args.settings),
             "class": None if label is None else prior.class_names[label],
-            "prefix": prefix_length,
+            "prefix": args.prefix,
+            **control.settings,
         },
         "prior": str(args.prior),
         "prior_hash": prior.content_hash,
@@ -139,6 +155,7 @@ def _generate(
     missing: list[int],
     tokenizer: Tokenizer,
     prior: Prior,
+    control: Control,
 ) -> None:
     """Make this process's share of the missing images.
 
@@ -160,10 +177,12 @@ def _generate(
             labels = None
             if fixed is not None:
                 labels = torch.full_like(indices, fixed)
-            elif prior.class_names:
-                labels = class_labels(args.seed, indices, prior.class_counts)
-            prefix = record["settings"]["prefix"]
-            codes = sample_codes(prior, labels, indices, args.seed, prefix, args.settings)
+            elif control.class_weights:
+                labels = class_labels(args.seed, indices, control.class_weights)
+            kept = control.kept.expand(len(indices), -1)
+            codes = sample_codes(
+                prior, labels, indices, args.seed, args.prefix, args.settings, kept
+            )
             images = to_uint8(tokenizer.decode(codes, record["decoder"])).cpu()
             made = [
                 writers.submit(write_image, args.out, index, image)
