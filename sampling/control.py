@@ -39,14 +39,11 @@ class Control:
     settings: dict[str, Any]
 
 
-def open_control(
-    args: argparse.Namespace, prefix_length: int, prior: Prior, tokenizer: Tokenizer
-) -> Control:
+def open_control(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> Control:
     """Read the pictures that --from or --mix names, and take the codes that they are asked for.
 
     Args:
-        args: Of ``sampling.generate``; ``keep`` is None where all codes are to be drawn.
-        prefix_length: k, the codes of an image.
+        args: Of ``sampling.generate``; ``prefix`` is settled, ``keep`` None where all are drawn.
         prior: Whose classes the images are to be of.
         tokenizer: Makes the codes.
 
@@ -66,7 +63,7 @@ def open_control(
     digests = [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in pictures]
     kept, settings = codes[:1, : args.keep], {"keep": args.keep}
     if args.mix:
-        kept = torch.cat([kept, codes[1:, args.keep : prefix_length]], dim=1)
+        kept = torch.cat([kept, codes[1:, args.keep : args.prefix]], dim=1)
         settings |= {"plan": digests[0], "details": digests[1]}
         return Control(kept, (), settings)
     weights = class_weights(prior, codes, args.keep) if prior.class_names else ()

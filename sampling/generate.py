@@ -90,26 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of each code keep the most likely values that reach this (default: 0.95)",
     )
     add("--guidance", type=float, metavar="S", help="towards the class (default: 1)")
-    add(
-        "--from",
-        dest="picture",
-        type=Path,
-        metavar="IMAGE",
-        help="variations: keep the first codes of this picture, draw those after them",
-    )
-    add(
-        "--mix",
-        type=Path,
-        nargs=2,
-        metavar=("PLAN", "DETAILS"),
-        help="the first codes of one picture, and those after them of another; nothing is drawn",
-    )
-    add(
-        "--keep",
-        type=positive_int,
-        metavar="K",
-        help="how many first codes --from and --mix keep; of more, less is changed",
-    )
+    _add_control(parser)
     add(
         "--decoder",
         metavar="NAME",
@@ -131,6 +112,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
     return parser
+
+
+def _add_control(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--from",
+        dest="picture",
+        type=Path,
+        metavar="IMAGE",
+        help="variations: keep the first codes of this picture, draw those after them",
+    )
+    add(
+        "--mix",
+        type=Path,
+        nargs=2,
+        metavar=("PLAN", "DETAILS"),
+        help="the first codes of one picture, and those after them of another; nothing is drawn",
+    )
+    add(
+        "--keep",
+        type=positive_int,
+        metavar="K",
+        help="how many first codes --from and --mix keep; of more, less is changed",
+    )
 
 
 def _check_control(args: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     _settle(args, prior, tokenizer)
     if args.settings.guidance != 1 and not prior.class_names:
         raise UserError("--guidance: this prior has no classes to be guided to")
-    control = open_control(args, args.prefix, prior, tokenizer)
+    control = open_control(args, prior, tokenizer)
     record = _record(args, prior, tokenizer, control)
     record |= {
         "tokenizer": str(tokenizer_folder),
@@ -85,7 +85,7 @@ def _settle(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> Non
     found = {} if args.mix else read_found(args.prior, prior.content_hash)
     used = {name: value for name, value in found.items() if name not in args.given}
     if args.keep is not None and "prefix" in used and used["prefix"] <= args.keep:
-        say(f"--keep {args.keep}: not the prefix {used.pop('prefix')} that sampling.tune has found")
+        say(f"all codes, as the prefix {used.pop('prefix')} that sampling.tune has found is kept")
     if used:
         found_settings = ", ".join(f"{name} {value}" for name, value in used.items())
         say(f"settings that sampling.tune has found: {found_settings}")

@@ -198,7 +198,7 @@ def test_a_found_prefix_counts_only_where_it_leaves_something_to_draw(
     capsys.readouterr()
     assert settings_of("longer", *variations, 3).items() >= {**found, "prefix": N}.items()
     said = capsys.readouterr().err
-    assert "--keep 3: not the prefix 3 that sampling.tune has found" in said
+    assert "all codes, as the prefix 3 that sampling.tune has found is kept" in said
     assert settings_of("asked", *variations, 3, "--prefix", 4)["prefix"] == 4
     assert settings_of("mix", "--mix", circle, circle, "--keep", 1)["prefix"] == N
 
