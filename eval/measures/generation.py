@@ -181,7 +181,8 @@ def _held_out(
         return None
     if len(chosen) < n:
         notes.append(
-            f"the floor has fewer images ({len(chosen):,}), which raises its FID, not its KID"
+            f"the floor has fewer images ({len(chosen):,}): that raises its FID and lowers its IS, "
+            "and leaves KID as it is"
         )
     return floor.name, chosen
 
@@ -197,7 +198,7 @@ def _cautions(metrics: Sequence[str], network: FeatureNetwork, trained_with: str
     if suffix:
         notes = [
             f"{score_name(metric, suffix)}: the arithmetic of the {METRICS[metric].title} on the "
-            f"classes of {network.name}; compare it with that of the reference here, no other"
+            f"classes of {network.name}; compare it with the reference of as many images, no other"
             for metric in of_classifier(metrics)
         ]
     if network.has_trained(trained_with):
