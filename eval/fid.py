@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     few = " and ".join(name.upper() for name, metric in METRICS.items() if metric.of_classes)
     add("--by-class", action="store_true", help=f"also {few} of each class")
-    about = "lite0: a small network, in seconds; its scores are fd_lite0, kd_lite0, no FID"
+    about = (
+        "lite0: a small network, in seconds; its scores are fd_lite0, kd_lite0, is_lite0, no FID"
+    )
     add_extractor(parser, "inception", about)
     add_report(parser, "DIR/fid.json")
     add("--batch-size", type=positive_int, metavar="B", help="images per forward pass")

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFile
 from torch import Tensor
 
 from pqvae.colours import keyed_alpha, to_rgb
-from pqvae.errors import ImageError
+from pqvae.errors import ImageError, UserError
 from pqvae.files import atomic_path
 from pqvae.metadata import Metadata, split_file
 
@@ -99,6 +99,20 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Width and height of a picture in pixels, before it is turned; raises as decoding does."""
     with _as_image_error(data):
         return _open(split_file(data)[0]).size
+
+
+def read_picture(path: Path, size: int) -> Tensor:
+    """Decode a picture file of a user's as training images are: uint8 (3, size, size).
+
+    Raises:
+        UserError: There is no such file, or it is no usable picture.
+    """
+    try:
+        return decode_image(path.read_bytes(), size)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such picture file") from None
+    except ImageError as error:
+        raise UserError(f"{path}: {error}; a picture file is needed") from None
 
 
 @contextlib.contextmanager

@@ -91,6 +91,10 @@ class Lite0(nn.Module):
         head = F.relu6(self._bn1(self._conv_head(self.layers(resized)[-1])))
         return (head.mean((2, 3)),)
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of ImageNet's 1000 classes, float32 (B, 1000), of pooled features (B, 1280)."""
+        return self._fc(features)
+
     def layers(self, images: Tensor, last: int = len(BLOCKS) - 1) -> list[Tensor]:
         """What the stem and each block make of images.
 

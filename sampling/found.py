@@ -35,7 +35,7 @@ def read_found(prior: Path, prior_hash: str) -> dict[str, Any]:
 
 
 def settle(
-    folder: Path, prior: Prior, given: Mapping[str, Any]
+    folder: Path, prior: Prior, given: Mapping[str, Any], keep: int = 0
 ) -> tuple[int | None, SamplingSettings]:
     """Settings as given, as found, or as built in; says which were found.
 
@@ -43,6 +43,8 @@ def settle(
         folder: Of the prior.
         prior: The prior.
         given: What the user asks for, by the names in ``SETTINGS``.
+        keep: How many codes are kept of a picture; a found prefix that leaves none to be drawn is
+            not used.
 
     Returns:
         How many codes to draw, None for all, and how.
@@ -51,6 +53,8 @@ def settle(
         UserError: Guidance is asked of a prior without classes.
     """
     found = read_found(folder, prior.content_hash)
+    if keep and "prefix" in found and "prefix" not in given and found["prefix"] <= keep:
+        say(f"all codes, as the prefix {found.pop('prefix')} that sampling.tune has found is kept")
     chosen: dict[str, Any] = {**BUILT_IN, **found, **given}
     used = [f"{name} {value}" for name, value in found.items() if name not in given]
     if used:

@@ -17,6 +17,8 @@ EXAMPLES = """\
   python -m sampling.generate --n 10000
   python -m sampling.generate --n 64 --class animals-nature --guidance 2 --out runs/animals
   python -m sampling.generate --n 64 --prefix 4 --out runs/four-codes
+  python -m sampling.generate --n 64 --from face.png --keep 2
+  python -m sampling.generate --mix plan.png details.png --keep 2 --prefix 16
   python -m sampling.generate --n 50000 --npz samples.npz"""
 
 
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     args.given = given_settings(vars(args))
+    _check_control(args)
     if args.npz and args.npz.suffix != ".npz":
         raise UserError(f"--npz {args.npz}: must end in .npz")
     if args.npz and not args.npz.parent.is_dir():
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("sampling.generate", SUMMARY, EXAMPLES)
     add = parser.add_argument
-    add("--n", type=positive_int, required=True, metavar="N", help="how many images")
+    add("--n", type=positive_int, metavar="N", help="how many images; of a mix there is one")
     add(
         "--prior",
         type=Path,
@@ -56,9 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--out",
         type=Path,
-        default=Path("runs/samples"),
         metavar="DIR",
-        help="where the images go (default: %(default)s)",
+        help="where the images go (default: runs/samples; runs/variations with --from, runs/mix "
+        "with --mix)",
     )
     add(
         "--seed",
@@ -76,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prefix",
         type=positive_int,
         metavar="K",
-        help="draw the first K codes (default: all)",
+        help="how many codes an image gets (default: all)",
     )
     add("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
     add(
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of each code keep the most likely values that reach this (default: 0.95)",
     )
     add("--guidance", type=float, metavar="S", help="towards the class (default: 1)")
+    _add_control(parser)
     add(
         "--decoder",
         metavar="NAME",
@@ -107,6 +111,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
     return parser
+
+
+def _add_control(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--from",
+        dest="picture",
+        type=Path,
+        metavar="IMAGE",
+        help="variations: keep the first codes of this picture, draw those after them",
+    )
+    add(
+        "--mix",
+        type=Path,
+        nargs=2,
+        metavar=("PLAN", "DETAILS"),
+        help="the first codes of one picture, and those after them of another; nothing is drawn",
+    )
+    add(
+        "--keep",
+        type=positive_int,
+        metavar="K",
+        help="how many first codes --from and --mix keep; of more, less is changed",
+    )
+
+
+def _check_control(args: argparse.Namespace) -> None:
+    """Check --from, --mix and --keep beside the other options; set the defaults that follow."""
+    source = "--from" if args.picture else "--mix" if args.mix else ""
+    if args.picture and args.mix:
+        raise UserError("--from with --mix: give one of them")
+    if source and args.keep is None:
+        raise UserError(f"{source}: say how many first codes are kept: --keep K")
+    if args.keep is not None and not source:
+        raise UserError(f"--keep {args.keep}: say of which picture: --from IMAGE, or --mix A B")
+    if source and args.prefix is not None and args.keep > args.prefix:
+        raise UserError(f"--keep {args.keep}: an image gets {args.prefix} codes by --prefix")
+    if args.mix:
+        drawn = {**args.given, "class": args.class_name}
+        for name in ("temperature", "top_p", "guidance", "class"):
+            if drawn.get(name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} with --mix: nothing is drawn")
+        if args.n not in (None, 1):
+            raise UserError(f"--n {args.n} with --mix: a mix is one picture; leave --n out")
+        args.n = 1
+    if args.n is None:
+        raise UserError("the following arguments are required: --n")
+    folders = {"": "samples", "--from": "variations", "--mix": "mix"}
+    args.out = args.out or Path("runs", folders[source])
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from pqvae.errors import UserError
 from pqvae.images import to_uint8
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import Runtime, select_runtime, versions
+from sampling.control import Control, open_control
 from sampling.folder import close_folder, open_folder, write_image, write_npz
 from sampling.found import settle
 from sampling.sampler import block_size, sample_codes
+from sampling.settings import BUILT_IN
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
@@ -40,39 +42,57 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     started = time.monotonic()
     runtime = select_runtime(args.device)
     prior, tokenizer, tokenizer_folder = open_pair(args.prior, args.tokenizer, runtime.device)
-    args.prefix, args.settings = settle(args.prior, prior, args.given)
-    record = _record(args, prior, tokenizer)
+    _settle(args, prior, tokenizer)
+    control = open_control(args, prior, tokenizer)
+    record = _record(args, prior, tokenizer, control)
     record |= {
         "tokenizer": str(tokenizer_folder),
         "command": shlex.join(["python", "-m", "sampling.generate", *arguments]),
     }
     with distributed.process_group(runtime.device):
         missing = distributed.on_rank_zero(lambda: open_folder(args.out, record))
-        _generate(args, record, missing, tokenizer, prior, runtime)
+        _generate(args, record, missing, tokenizer, prior, control, runtime)
         distributed.barrier()
         distributed.on_rank_zero(lambda: _finish(args, record, tokenizer.config.image_size))
     if distributed.is_rank_zero():
         seconds = time.monotonic() - started
-        scored = [] if args.out == Path("runs/samples") else ["--samples", args.out]
         print(
             f"made {args.n} images in {args.out}/images ({len(missing)} new, {seconds:.0f} s); "
-            f"look at {args.out}/grid.png, then: {next_command('eval.fid', *scored)}"
+            f"look at {args.out}/grid.png, then: {_next(args, tokenizer_folder)}"
         )
 
 
-def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What ``samples.json`` says, but for where the tokenizer is and what was typed."""
-    prefix_length = args.prefix or tokenizer.num_codes
-    if prefix_length not in tokenizer.quantizer.cuts:
+def _next(args: argparse.Namespace, tokenizer_folder: Path) -> str:
+    if args.keep is not None:  # to see what more or fewer codes would keep
+        pictures = args.mix or [args.picture]
+        return next_command(
+            "stage1_tokenizer.reconstruct", *pictures, "--tokenizer", tokenizer_folder
+        )
+    scored = [] if args.out == Path("runs/samples") else ["--samples", args.out]
+    return next_command("eval.fid", *scored)
+
+
+def _settle(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> None:
+    """Put ``settings`` and ``prefix`` into the arguments: as given, as found, or as built in."""
+    given = {**BUILT_IN, **args.given} if args.mix else args.given  # of a mix nothing is drawn
+    prefix, args.settings = settle(args.prior, prior, given, args.keep or 0)
+    args.prefix = prefix or tokenizer.num_codes
+    if args.prefix not in tokenizer.quantizer.cuts:
         known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
+
+
+def _record(
+    args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer, control: Control
+) -> dict[str, Any]:
+    """What ``samples.json`` says, but for where the tokenizer is and what was typed."""
     decoder = args.decoder or tokenizer.decoder_to_see
     label = _label(args.class_name, prior.class_names)
     labels = None
     if label is not None:
         labels = [label] * args.n
-    elif prior.class_names:
-        labels = class_labels(args.seed, torch.arange(args.n), prior.class_counts).tolist()
+    elif control.class_weights:
+        labels = class_labels(args.seed, torch.arange(args.n), control.class_weights).tolist()
     provenance = prior.provenance if "data" in prior.provenance else tokenizer.provenance
     data = {}
     if "data" in provenance:
@@ -83,7 +103,8 @@ def _record(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> dic
         "settings": {
             **dataclasses.asdict(args.settings),
             "class": None if label is None else prior.class_names[label],
-            "prefix": prefix_length,
+            "prefix": args.prefix,
+            **control.settings,
         },
         "prior": str(args.prior),
         "prior_hash": prior.content_hash,
@@ -119,6 +140,7 @@ def _generate(
     missing: list[int],
     tokenizer: Tokenizer,
     prior: Prior,
+    control: Control,
     runtime: Runtime,
 ) -> None:
     """Make this process's share of the missing images.
@@ -145,10 +167,12 @@ def _generate(
             labels = None
             if fixed is not None:
                 labels = torch.full_like(indices, fixed)
-            elif prior.class_names:
-                labels = class_labels(args.seed, indices, prior.class_counts)
-            prefix = record["settings"]["prefix"]
-            codes = sample_codes(prior, labels, indices, args.seed, prefix, args.settings)
+            elif control.class_weights:
+                labels = class_labels(args.seed, indices, control.class_weights)
+            kept = control.kept.expand(len(indices), -1)
+            codes = sample_codes(
+                prior, labels, indices, args.seed, args.prefix, args.settings, kept
+            )
             with runtime.autocast():
                 decoded = tokenizer.decode(codes, record["decoder"])
             images = to_uint8(decoded).cpu()

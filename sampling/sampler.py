@@ -14,7 +14,8 @@ from sampling.filters import filtered_probabilities, guide
 from sampling.settings import SamplingSettings
 from stage2_prior.drawing import draw_codes
 from stage2_prior.prior import Prior
-from stage2_prior.unroll import unroll
+from stage2_prior.sequence import Sequence
+from stage2_prior.unroll import Choose, unroll
 
 # Images that the prior takes at once. Fewer are slower: by a fifth at 64 on a CPU, by far on a GPU.
 # More cost time where few images are asked for.
@@ -33,6 +34,7 @@ def sample_codes(
     seed: int,
     prefix_length: int,
     settings: SamplingSettings,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Draw codes from the prior.
 
@@ -41,43 +43,53 @@ def sample_codes(
         labels: int64 (B,), the class of each image; None for no class.
         indices: int64 (B,), the number of each image: it decides the noise.
         seed: Of the whole set of images.
-        prefix_length: k, 1 to N: how many codes are drawn.
+        prefix_length: k, 1 to N: how many codes an image gets.
         settings: How the distribution is shaped.
+        kept: int64 (B, j), j from 0 to k: codes that each image begins with, as of a picture. The
+            others are drawn given those that come before them in ``prior.sequence``. None is j = 0.
 
     Returns:
         Codes, int64 (B, k).
+
+    Raises:
+        ValueError: More codes are kept than an image gets.
     """
-    size = block_size(prior.device)
+    size, sequence = block_size(prior.device), prior.sequence
+    kept = indices.new_empty(len(indices), 0) if kept is None else kept.cpu()
+    if kept.shape[1] > prefix_length:
+        raise ValueError(f"{kept.shape[1]} codes are kept, but an image gets {prefix_length}")
+    if kept.shape[1] == prefix_length:
+        return kept.to(prior.device)
     if labels is None:
         labels, settings = torch.full_like(indices, prior.no_class), replace(settings, guidance=1.0)
     # The last block repeats its last image.
     rows = torch.arange(-(-len(indices) // size) * size).clamp_max(len(indices) - 1)
-    blocks = [
-        _sample_block(prior, labels[block], indices[block], seed, prefix_length, settings)
-        for block in rows.split(size)
-    ]
+    blocks = []
+    for block in rows.split(size):
+        classes = labels[block]
+        if settings.guidance != 1:  # every image twice: given its class, and given none
+            classes = torch.cat([classes, torch.full_like(classes, prior.no_class)])
+        choose = _chooser(sequence, indices[block], seed, settings, kept[block])
+        codes = unroll(prior, classes, sequence.steps_for(prefix_length), choose)
+        blocks.append(codes[:size, :prefix_length])
     return torch.cat(blocks)[: len(indices)]
 
 
-def _sample_block(
-    prior: Prior,
-    labels: Tensor,
-    indices: Tensor,
-    seed: int,
-    prefix_length: int,
-    settings: SamplingSettings,
-) -> Tensor:
-    guided, sequence = settings.guidance != 1, prior.sequence
-    if guided:  # every image twice: given its class, and given none
-        labels = torch.cat([labels, torch.full_like(labels, prior.no_class)])
+def _chooser(
+    sequence: Sequence, indices: Tensor, seed: int, settings: SamplingSettings, kept: Tensor
+) -> Choose:
+    """What picks the codes of each step: the kept ones where a step holds some, else draws."""
 
     def choose(step: int, logits: Tensor) -> Tensor:
+        positions, guided = sequence.steps[step], settings.guidance != 1
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, settings.guidance)
         probabilities = filtered_probabilities(logits, settings.temperature, settings.top_p)
-        chosen = draw_codes(probabilities, seed, indices, sequence.steps[step])
+        chosen = draw_codes(probabilities, seed, indices, positions)
+        for place, position in enumerate(positions):
+            if position < kept.shape[1]:
+                chosen[:, place] = kept[:, position]
         return torch.cat([chosen, chosen]) if guided else chosen
 
-    codes = unroll(prior, labels, sequence.steps_for(prefix_length), choose)
-    return codes[: len(indices), :prefix_length]
+    return choose

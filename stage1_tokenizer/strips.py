@@ -4,8 +4,7 @@ import argparse
 
 import torch
 
-from pqvae.errors import UserError
-from pqvae.images import ImageError, decode_image, image_size, psnr
+from pqvae.images import image_size, psnr, read_picture
 from pqvae.runtime import select_device
 from stage1_tokenizer.prefixes import prefix_grid, reconstruct, save_prefix_grid
 from stage1_tokenizer.tokenizer import Tokenizer
@@ -25,14 +24,8 @@ def draw_strips(args: argparse.Namespace) -> None:
     size = tokenizer.config.image_size
     originals = []
     for path in args.images:
-        try:
-            data = path.read_bytes()
-            originals.append(decode_image(data, size))
-            width, height = image_size(data)
-        except (FileNotFoundError, IsADirectoryError):
-            raise UserError(f"{path}: no such picture file") from None
-        except ImageError as error:
-            raise UserError(f"{path}: {error}; a picture file is needed") from None
+        originals.append(read_picture(path, size))
+        width, height = image_size(path.read_bytes())
         if (width, height) != (size, size):
             print(f"{path}: {width}x{height} pixels, cut and resized to {size}x{size}")
     images = torch.stack(originals)

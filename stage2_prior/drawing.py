@@ -68,7 +68,7 @@ def draw_codes(
     return torch.stack([draw(column, numbers) for column, numbers in columns], dim=1)
 
 
-def class_labels(seed: int, indices: Tensor, class_counts: tuple[int, ...]) -> Tensor:
-    """A class for each image, int64 (B,), as frequent as in the training data."""
+def class_labels(seed: int, indices: Tensor, class_counts: Sequence[float]) -> Tensor:
+    """A class for each image, int64 (B,), as frequent as these counts say, or other weights."""
     counts = torch.tensor(class_counts, dtype=torch.float64).expand(len(indices), -1)
     return draw(counts, uniform_noise(seed, indices, CLASS_POSITION))

@@ -34,6 +34,14 @@ class Scored:
     notes: list[str]
     reference: Reference
 
+    def beside(self, other: "Scored") -> "Scored":
+        """These scores, and in the same rows others that another network gave the same images."""
+        more = {row["subject"]: row for row in other.rows}
+        rows = [{**row, **more.pop(row["subject"], {})} for row in self.rows]
+        notes = list(dict.fromkeys([*self.notes, *other.notes]))
+        facts = {**self.facts, "stand-in": other.facts["extractor"]}
+        return Scored([*rows, *more.values()], facts, notes, self.reference)
+
 
 @dataclass(frozen=True, slots=True)
 class Floor:
@@ -119,17 +127,17 @@ def score(
         for subject, images in sides.items()
     ]
     facts["metrics"] = _metric_facts(metrics, rows, network.suffix)
+    alone = of_classifier(metrics)
+    if alone and train is not None:  # they know no reference: it is scored as samples are
+        rows.append(
+            _row("reference", real.features, compute(alone, real.features, real, network.suffix))
+        )
     if classes and train is not None:
         asked = [metric for metric in metrics if METRICS[metric].of_classes]
         names = train.dataset.class_names
         rows += _class_rows(asked, sides, real.features, classes, names, network.suffix)
     facts["extractor"] = network.facts()
-    trained_with = samples.record.get("decoder_trained_with") or ""
-    if network.has_trained(trained_with):
-        notes.append(
-            f"the decoder of these samples was trained with {trained_with}: this network does not "
-            "judge them; take another --extractor"
-        )
+    notes += _cautions(metrics, network, samples.record.get("decoder_trained_with") or "")
     notes += _few(metrics, network, min(len(samples), len(samples if train is None else train)))
     return Scored(rows, facts, notes, real)
 
@@ -173,9 +181,33 @@ def _held_out(
         return None
     if len(chosen) < n:
         notes.append(
-            f"the floor has fewer images ({len(chosen):,}), which raises its FID, not its KID"
+            f"the floor has fewer images ({len(chosen):,}): that raises its FID and lowers its IS, "
+            "and leaves KID as it is"
         )
     return floor.name, chosen
+
+
+def of_classifier(metrics: Sequence[str]) -> list[str]:
+    """Those that are computed by a network's classifier, and know no reference."""
+    return [metric for metric in metrics if METRICS[metric].needs == "classifier"]
+
+
+def _cautions(metrics: Sequence[str], network: FeatureNetwork, trained_with: str) -> list[str]:
+    """What is to be said of scores by another network than Inception, or by the decoder's own."""
+    notes, suffix = [], network.suffix
+    if suffix:
+        notes = [
+            f"{score_name(metric, suffix)}: the arithmetic of the {METRICS[metric].title} on the "
+            f"classes of {network.name}; compare it with the reference of as many images, no other"
+            for metric in of_classifier(metrics)
+        ]
+    if network.has_trained(trained_with):
+        judged = ", ".join(named(METRICS[metric].scores[0], suffix).key for metric in metrics)
+        notes.append(
+            f"the decoder of these samples was trained with {trained_with}: no independent judge "
+            f"of them ({judged}); take another --extractor"
+        )
+    return notes
 
 
 def _few(metrics: Sequence[str], network: FeatureNetwork, n: int) -> list[str]:

@@ -68,6 +68,7 @@ METRICS: dict[str, Metric] = {
         scores=(Score(key="isc", title="IS", digits=2, deviation="isc_std"),),
         fewest=10,
         needs="classifier",
+        substitute="is",
     ),
     "prc": Metric(
         title="prc",

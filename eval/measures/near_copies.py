@@ -47,6 +47,12 @@ class Neighbours:
     distances: Tensor  # float64 (n,), RMS differences
     copies: Tensor  # bool (n,): near-copies
 
+    @property
+    def share(self) -> tuple[float, float]:
+        """The share of near-copies, and its standard error."""
+        share = self.copies.double().mean().item()
+        return share, math.sqrt(share * (1 - share) / len(self.copies))
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -203,7 +209,9 @@ def closest(neighbours: Neighbours) -> Tensor:
     return neighbours.distances.argsort(stable=True)[:PAIRS]
 
 
-def _as_points(extractor: FeatureExtractor, images: Comparable, label: str) -> _Points:
+def pixel_points(images: Comparable) -> tuple[Tensor, list[bytes]]:
+    """Images as points of pixels, uint8 (n, D), at most ``SIDE`` a side; the sha256 of each one."""
+
     def shrink(batch: Tensor) -> tuple[Tensor, Tensor]:
         # Equal images are equal as they are, before they are shrunk.
         digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in batch]
@@ -212,18 +220,20 @@ def _as_points(extractor: FeatureExtractor, images: Comparable, label: str) -> _
         columns = torch.tensor([list(digest) for digest in digests], dtype=torch.uint8)
         return batch.to(torch.uint8).flatten(1), columns
 
-    features = extractor(images, label=label)
     pixels, digests = map_images(images, range(len(images)), shrink)
-    known = [digest.numpy().tobytes() for digest in digests]
-    return _Points({"features": features.pool, "pixels": pixels}, known, features.content_hash)
+    return pixels, [digest.numpy().tobytes() for digest in digests]
+
+
+def _as_points(extractor: FeatureExtractor, images: Comparable, label: str) -> _Points:
+    features = extractor(images, label=label)
+    pixels, digests = pixel_points(images)
+    return _Points({"features": features.pool, "pixels": pixels}, digests, features.content_hash)
 
 
 def _figures(neighbours: dict[str, Neighbours]) -> dict[str, float]:
     figures = {}
     for space, near in neighbours.items():
-        share = near.copies.double().mean().item()
-        figures[f"{space}_copies"] = share
-        figures[f"{space}_copies_error"] = math.sqrt(share * (1 - share) / len(near.copies))
+        figures[f"{space}_copies"], figures[f"{space}_copies_error"] = near.share
         figures[f"{space}_distance"] = near.distances.quantile(0.5).item()
     return figures
 

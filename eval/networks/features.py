@@ -29,8 +29,8 @@ class FeatureNetwork:
     """A feature network with what a report must say about it.
 
     The module maps uint8 (B, 3, H, W) to a tuple: features (B, ``dimensions``), then with
-    ``has_logits`` also logits (B, 1008) without bias; float32. An image's features depend on that
-    image alone.
+    ``has_logits`` also logits (B, classes), Inception's without bias; float32. An image's features
+    depend on that image alone.
     """
 
     module: nn.Module
@@ -67,7 +67,7 @@ class Features:
     """Features of N images."""
 
     pool: Tensor  # float32 (N, D)
-    logits: Tensor | None  # float32 (N, 1008), without bias; None where the classifier is missing
+    logits: Tensor | None  # float32 (N, classes); None where the classifier is missing
     content_hash: str  # sha256 of the pixels, in order
 
     def __len__(self) -> int:

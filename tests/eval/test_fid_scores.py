@@ -27,9 +27,10 @@ def test_score_has_the_floor_and_the_protocol(samples: Path, reference: DataConf
     result = score_with(tiny_network(), samples, reference, ["fid", "kid", "isc"])
     opened = open_samples(samples)
     train = open_dataset(reference, "train")
-    scored, floor = result.rows
+    scored, floor, real = result.rows
     assert {"fid", "kid", "isc"} <= scored.keys() == floor.keys()
-    assert (scored["images"], floor["images"]) == (30, 20)
+    assert (scored["images"], floor["images"], real["images"]) == (30, 20, 60)
+    assert real.keys() == {"subject", "images", "isc", "isc_std"}
     assert result.facts["reference"]["images"] == 60
     assert result.facts["reference"]["content"] == train.content_hash
     assert result.facts["sampler"]["seed"] == 5

@@ -18,6 +18,7 @@ from stage2_prior.books import Codebooks
 from stage2_prior.config import PriorConfig
 from stage2_prior.drawing import draw
 from stage2_prior.prior import Prior
+from stage2_prior.sequence import Sequence, coarse_to_fine
 
 SIZES = (9, 5, 16, 3, 12, 7)
 N = len(SIZES)
@@ -27,10 +28,10 @@ PLAIN = SamplingSettings()
 SETTINGS = [PLAIN, SamplingSettings(temperature=0.8, top_p=0.9, guidance=2.5)]
 
 
-def make_prior(sizes: tuple[int, ...]) -> Prior:
+def make_prior(sizes: tuple[int, ...], sequence: Sequence | None = None) -> Prior:
     torch.manual_seed(0)
     config = PriorConfig(width=64, depth=2, heads=2, code_features=8)
-    prior = Prior(config, Codebooks.separate(sizes), ("a", "b", "c"), (3, 2, 1))
+    prior = Prior(config, Codebooks.separate(sizes), ("a", "b", "c"), (3, 2, 1), sequence)
     for parameter in prior.parameters():
         nn.init.normal_(parameter, std=0.1)
     for book in prior.books:
@@ -111,6 +112,52 @@ def test_another_seed_or_class_gives_other_images(prior: Prior) -> None:
     assert torch.equal(
         sample(prior, ALL, seed=1, settings=greedy), sample(prior, ALL, seed=2, settings=greedy)
     )
+
+
+REVERSED = Sequence(tuple((position,) for position in reversed(range(N))))
+MIXED = Sequence(((4, 1), (0, 5), (3,), (2,)))  # the second position comes before the first
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "shaped"])
+@pytest.mark.parametrize("sequence", [coarse_to_fine(N), REVERSED, MIXED])
+@torch.inference_mode()
+def test_kept_codes_stay_and_the_others_are_drawn_given_what_comes_before_them(
+    sequence: Sequence, settings: SamplingSettings
+) -> None:
+    prior = make_prior(SIZES, sequence)
+    kept = torch.stack([torch.arange(len(ALL)) % size for size in SIZES[:2]], dim=1)
+    placed = torch.empty(len(ALL), 0, dtype=torch.int64)
+    for positions in sequence.steps:
+        first, last = placed.shape[1], placed.shape[1] + len(positions)
+        conditional, free = (prior(placed, labels)[:, first:last] for labels in (LABELS, None))
+        logits = guide(conditional, free, settings.guidance)
+        for column, position in enumerate(positions):
+            probabilities = filtered_probabilities(
+                logits[:, column], settings.temperature, settings.top_p
+            )
+            codes = draw(probabilities, uniform_noise(0, INDICES, position))
+            codes = kept[:, position] if position < 2 else codes
+            placed = torch.cat([placed, codes.unsqueeze(1)], dim=1)
+    expected = torch.empty_like(placed)
+    expected[:, list(sequence.order)] = placed
+    for k in (3, N):
+        found = sample_codes(prior, LABELS, INDICES, 0, k, settings, kept)
+        assert torch.equal(found, expected[:, :k])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "shaped"])
+def test_an_image_that_keeps_its_own_first_codes_is_drawn_again(
+    prior: Prior, settings: SamplingSettings
+) -> None:
+    codes = sample(prior, ALL, settings=settings)
+    for j in range(N + 1):
+        again = sample_codes(prior, LABELS, INDICES, 0, N, settings, codes[:, :j])
+        assert torch.equal(again, codes)
+    rows = torch.tensor([7, 2])  # alone and in another order
+    part = sample_codes(prior, LABELS[rows], INDICES[rows], 0, N, settings, codes[rows, :2])
+    assert torch.equal(part, codes[rows])
+    with pytest.raises(ValueError, match="3 codes are kept, but an image gets 2"):
+        sample_codes(prior, LABELS, INDICES, 0, 2, settings, codes[:, :3])
 
 
 @torch.inference_mode()

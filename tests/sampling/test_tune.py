@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from eval.report.tuning import choose
+from eval.report.tuning import SEED, choose, repeats
 from pqvae import lite0
+from pqvae.data.config import DataConfig
+from pqvae.data.dataset import open_dataset
+from pqvae.images import to_float, to_uint8
 from sampling import generate, tune
 from sampling.found import read_found, write_found
+from sampling.sampler import sample_codes
+from sampling.settings import SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.decoder_config import DirectConfig
 from stage2_prior import Prior
+from stage2_prior.drawing import class_labels
 
 needs_lite0 = pytest.mark.skipif(
     lite0.installed_weights() is None, reason=f"{lite0.PACKAGE} is not installed"
@@ -56,15 +64,62 @@ def test_what_was_given_comes_before_what_was_found_and_that_before_the_defaults
 
 
 def test_the_row_of_most_recall_is_kept_where_kid_is_nearly_the_lowest() -> None:
-    rows = [
-        {"kid": 0.0100, "recall": 0.30},
-        {"kid": 0.0109, "recall": 0.40},
-        {"kid": 0.0111, "recall": 0.90},
-    ]
+    rows = [row(0.0100, 0.30), row(0.0109, 0.40), row(0.0111, 0.90)]
     assert choose(rows) is rows[1]
     assert choose(rows[:1]) is rows[0]
-    unbiased = [{"kid": -0.001, "recall": 0.1}, {"kid": 0.0, "recall": 0.9}]  # below zero by chance
+    unbiased = [row(-0.001, 0.1), row(0.0, 0.9)]  # below zero by chance
     assert choose(unbiased) is unbiased[0]
+
+
+def test_a_row_of_more_near_copies_than_held_out_images_have_is_kept_only_if_all_have_more() -> (
+    None
+):
+    # Of both sides the error is 0.03, so of the difference 0.042.
+    rows = [row(0.01, 0.9, copies=0.25), row(0.02, 0.5, copies=0.24), row(0.02, 0.4, copies=0.1)]
+    assert [repeats(one) for one in rows] == [True, False, False]
+    assert choose(rows) is rows[1]
+    assert choose([rows[0], row(0.02, 0.5, copies=0.9)]) is rows[0]
+
+
+def row(kid: float, recall: float, copies: float = 0.2) -> dict[str, float]:
+    """Beside held-out images of which a fifth are near-copies."""
+    beside = {"held_out_near_copies": 0.2, "held_out_near_copies_error": 0.03}
+    return {
+        "kid": kid,
+        "recall": recall,
+        "near_copies": copies,
+        "near_copies_error": 0.03,
+        **beside,
+    }
+
+
+def near_copies(codes: Tensor, tiny_run: Any) -> float:
+    """The share of decoded codes whose nearest training image has no nearer one, by pixels."""
+    decoded = to_uint8(Tokenizer.from_pretrained(tiny_run.tokenizer).decode(codes)).double()
+    data = open_dataset(DataConfig(path=str(tiny_run.data), image_size=16), "train")
+    training = data.images(range(len(data))).double()
+    copies = 0
+    for picture in decoded:
+        distances = (training - picture).square().sum((1, 2, 3))
+        nearest = int(distances.argmin())
+        others = (training - training[nearest]).square().sum((1, 2, 3))
+        others[nearest] = torch.inf
+        copies += bool(distances[nearest] <= others.min())
+    return copies / len(decoded)
+
+
+def drawn_by(prior: Path, tiny_run: Any, setting: dict[str, Any]) -> Tensor:
+    model, indices = Prior.from_pretrained(prior), torch.arange(8)
+    labels = class_labels(SEED, indices, model.class_counts)
+    settings = SamplingSettings(temperature=setting["temperature"], top_p=setting["top_p"])
+    return sample_codes(model, labels, indices, SEED, setting["prefix"], settings)
+
+
+def own_codes(tiny_run: Any, k: int) -> Tensor:
+    """The first codes of the validation images."""
+    data = open_dataset(DataConfig(path=str(tiny_run.data), image_size=16), "val")
+    tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    return tokenizer.encode(to_float(data.images(range(len(data)))))[:, :k]
 
 
 @needs_lite0
@@ -81,6 +136,12 @@ def test_settings_are_tried_and_the_best_is_kept(
     best = choose(found["tried"])
     assert kept == {name: best[name] for name in kept}
     assert found["against"]["data"].endswith("val")
+    assert found["copies_of"]["data"].endswith("train")
+    for one in found["tried"]:
+        if one["guidance"] == 1:
+            assert one["near_copies"] == near_copies(drawn_by(own_prior, tiny_run, one), tiny_run)
+        held_out = near_copies(own_codes(tiny_run, one["prefix"]), tiny_run)
+        assert one["held_out_near_copies"] == held_out
     said = capsys.readouterr().out.splitlines()
     assert sum(line.endswith("<- kept") for line in said) == 1
     assert said[-1].startswith("wrote prior/sampling.json in ")

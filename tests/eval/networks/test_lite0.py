@@ -51,7 +51,7 @@ def test_the_package_classifies_emoji_rightly(network: Lite0, emoji: Tensor) -> 
     assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == lite0.WEIGHTS_SHA256
     classes, shares = zip(*KNOWN.values(), strict=True)
     (features,) = network(emoji)
-    found = network._fc(features).softmax(1)
+    found = network.classify(features).softmax(1)
     assert found.argmax(1).tolist() == list(classes)
     assert found.amax(1).tolist() == pytest.approx(shares, abs=1e-3)
 
@@ -61,11 +61,12 @@ def test_the_package_classifies_emoji_rightly(network: Lite0, emoji: Tensor) -> 
 def test_features_depend_on_neither_batch_nor_neighbours(emoji: Tensor) -> None:
     found = load()
     assert found.suffix == "_lite0"
-    (together,) = found.module(emoji)
+    together, logits = found.module(emoji)
     assert together.shape == (9, found.dimensions)
     assert together.dtype == torch.float32
     assert 0 <= together.min() < together.max() <= 6
-    (alone,) = found.module(emoji[4:5])
+    assert logits.shape == (9, 1000)
+    alone, _ = found.module(emoji[4:5])
     torch.testing.assert_close(alone, together[4:5], atol=1e-4, rtol=0)
 
 

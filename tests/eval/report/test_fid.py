@@ -20,13 +20,20 @@ from eval.fid import main
 from eval.measures.fidelity import fid
 from eval.measures.statistics import Reference, Statistics, frechet_distance, write_statistics
 from eval.networks import NETWORKS
-from eval.networks.features import FeatureNetwork, Features
+from eval.networks.features import FeatureNetwork, Features, Images
 from eval.subjects.samples import open_samples
+from eval.subjects.selection import subset
+from pqvae import lite0
 from pqvae.data.config import DataConfig
+from pqvae.data.dataset import open_dataset
 from pqvae.images import encode_png
 from tests.eval.full_disk import full_disk
+from tests.eval.scoring import tiny_network
 
 SIZE = 8
+needs_lite0 = pytest.mark.skipif(
+    lite0.installed_weights() is None, reason=f"{lite0.PACKAGE} is not installed"
+)
 
 
 class Tiny(nn.Module):
@@ -168,6 +175,89 @@ def test_equal_images_are_at_distance_zero_without_a_sign(
         points = torch.rand(20, 12, generator=torch.Generator().manual_seed(seed)).double()
         one = Statistics(points.mean(0), points.T.cov(), {})
         assert not str(frechet_distance(one, one)).startswith("-")
+
+
+@torch.inference_mode()
+def is_lite0(images: Images) -> float:
+    """The Inception Score of images, step by step, by lite0's classifier."""
+    network = lite0.load_network()
+    n, order = len(images), np.random.RandomState(2020).permutation(len(images))
+    shares = [network.classify(network(images.images([i]))[0])[0].softmax(0) for i in order]
+    scores = []
+    for part in range(10):
+        split = shares[part * n // 10 : (part + 1) * n // 10]
+        mean = torch.stack(split).double().mean(0)
+        gains = [float((one.double() * (one.double() / mean).log()).sum()) for one in split]
+        scores.append(np.exp(np.mean(gains)))
+    return float(np.mean(scores))
+
+
+@needs_lite0
+def test_where_the_classifier_is_missing_that_of_lite0_scores_under_its_own_name(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_of("--reference", "splits", "--metrics", "fid,isc")
+    samples, floor, reference = report["rows"]
+    assert reference["subject"] == "reference"
+    assert samples["is_lite0"] == pytest.approx(is_lite0(open_samples(Path("samples"))), rel=1e-4)
+    data = DataConfig(path="splits", image_size=SIZE)
+    assert floor["is_lite0"] == pytest.approx(
+        is_lite0(subset(open_dataset(data, "test"))), rel=1e-4
+    )
+    assert reference["is_lite0"] == pytest.approx(
+        is_lite0(subset(open_dataset(data, "train"))), rel=1e-4
+    )
+    for row in report["rows"]:
+        assert not {"isc", "IS", "fd_lite0"} & row.keys()
+    assert (samples["images"], floor["images"], reference["images"]) == (30, 20, 40)
+    assert samples["fid"] == pytest.approx(plain_fid("samples", "splits/train"), rel=1e-5)
+    assert "fid" not in reference
+    assert report["facts"]["extractor"]["name"] == "tiny"
+    assert report["facts"]["stand-in"]["sha256"] == lite0.WEIGHTS_SHA256
+    assert any(note.startswith("is_lite0: the arithmetic of") for note in report["notes"])
+    assert capsys.readouterr().out.splitlines()[0].split()[-1] == "is_lite0"
+    # Asked for alone, and of the network by its name, it is the same.
+    for more in (["--metrics", "isc"], ["--extractor", "lite0", "--metrics", "fid,isc"]):
+        rows = report_of("--reference", "splits", *more)["rows"]
+        assert [row["is_lite0"] for row in rows] == [
+            row["is_lite0"] for row in (samples, floor, reference)
+        ]
+
+
+@needs_lite0
+def test_a_decoders_own_network_is_named_as_no_independent_judge(work: Path) -> None:
+    record = {"n": 30, "decoder_trained_with": "efficientnet-lite0, trained on labels"}
+    Path("samples", "samples.json").write_text(json.dumps(record))
+    judged = "no independent judge of them (is_lite0)"
+    found = report_of("--reference", "splits", "--metrics", "fid,isc")["notes"]
+    assert sum(judged in note for note in found) == 1
+    Path("samples", "samples.json").write_text(json.dumps({"n": 30}))
+    found = report_of("--reference", "splits", "--metrics", "fid,isc")["notes"]
+    assert not any("no independent judge" in note for note in found)
+
+
+def test_where_lite0_is_missing_too_one_note_says_why(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lite0, "PACKAGE", "no_such_package")
+    report = report_of("--reference", "splits", "--metrics", "fid,isc")
+    assert [row["subject"] for row in report["rows"]] == ["samples", "floor: test split"]
+    (why,) = [note for note in report["notes"] if "lite0" in note]
+    assert why.startswith("nor by lite0 in its place: no lite0 weights: no_such_package is not")
+
+
+def load_classifier(weights: Path | None) -> FeatureNetwork:
+    return tiny_network()
+
+
+def test_nothing_stands_in_for_a_classifier_that_is_there(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "inception", f"{__name__}:load_classifier")
+    monkeypatch.delitem(NETWORKS, "lite0")
+    report = report_of("--reference", "splits", "--metrics", "fid,isc")
+    assert [set(row) & {"isc", "is_lite0"} for row in report["rows"]] == [{"isc"}] * 3
+    assert "stand-in" not in report["facts"]
 
 
 @contextlib.contextmanager
