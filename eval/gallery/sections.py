@@ -13,13 +13,10 @@ from eval.subjects.selection import Selection, subset
 from eval.subjects.tokenized import encode
 from pqvae.console import Progress
 from pqvae.data.dataset import ImageDataset
-from sampling.filters import filtered_probabilities, guide
 from sampling.sampler import block_size, sample_codes
 from sampling.settings import SamplingSettings
 from stage1_tokenizer.prefixes import evenly_spaced_indices
 from stage2_prior import Prior
-from stage2_prior.drawing import draw_codes
-from stage2_prior.unroll import unroll
 
 HELD_OUT = 5  # pictures
 VARIED = 3  # of these
@@ -134,7 +131,10 @@ def variations_section(album: Album, draw: Draw, held_out: HeldOut, start: int) 
         for k in kept:
             known = held_out.codes[place].expand(VARIATIONS, -1)
             first = 10**6 * (place + 1) + 100 * k  # noise of its own, far from that of the samples
-            codes = vary(draw, known, k, label, torch.arange(first, first + VARIATIONS))
+            numbers = torch.arange(first, first + VARIATIONS)
+            codes = sample_codes(
+                draw.prior, label, numbers, draw.seed, known.shape[1], draw.settings, known[:, :k]
+            ).cpu()
             said = f"{k} code{'s' * (k > 1)} kept"
             called = [f"{origin['name']}, {said}, no. {n + 1}" for n in range(VARIATIONS)]
             rows.append({"name": said, "pictures": album.add(codes, label, called)})
@@ -144,35 +144,6 @@ def variations_section(album: Album, draw: Draw, held_out: HeldOut, start: int) 
         "many codes as are kept, all are alike."
     )
     return {"title": "Variations", "text": text, "groups": groups}
-
-
-def vary(draw: Draw, codes: Tensor, kept: int, labels: Tensor | None, numbers: Tensor) -> Tensor:
-    """Keep the first codes of (B, N) and draw the others: int64 (B, N), on the CPU.
-
-    Args:
-        draw: How codes are drawn.
-        codes: int64 (B, N).
-        kept: How many codes stay; the prior must draw them before all others.
-        labels: int64 (B,), or None for no class.
-        numbers: int64 (B,), the number of each image: it decides the noise.
-    """
-    prior, settings = draw.prior, draw.settings
-    no_class = torch.full_like(numbers, prior.no_class)
-    rows = no_class if labels is None else labels
-    guided = settings.guidance != 1 and labels is not None
-
-    def choose(step: int, logits: Tensor) -> Tensor:
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = guide(conditional, unconditional, settings.guidance)
-        positions = list(prior.sequence.steps[step])
-        probabilities = filtered_probabilities(logits, settings.temperature, settings.top_p)
-        drawn = draw_codes(probabilities, draw.seed, numbers, positions)
-        chosen = torch.where(torch.tensor(positions) < kept, codes[:, positions], drawn)
-        return torch.cat([chosen, chosen]) if guided else chosen
-
-    both = torch.cat([rows, no_class]) if guided else rows
-    return unroll(prior, both, len(prior.sequence.steps), choose)[: len(codes)].cpu()
 
 
 def nearest_section(album: Album, samples: Samples, train: ImageDataset, start: int) -> Section:

@@ -8,17 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from eval.gallery.sections import Draw, vary
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset
 from pqvae.images import to_float, to_uint8
-from sampling.filters import filtered_probabilities
 from sampling.found import write_found
 from sampling.sampler import sample_codes
 from sampling.settings import SamplingSettings
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
-from stage2_prior.drawing import draw_codes
 from tests.sampling.gallery_page import HOSTILE, pictures_of, sections_of, tiles
 
 CLASSES = ("circles", "squares", "stripes")
@@ -168,30 +165,6 @@ def test_the_nearest_training_pictures_are_the_nearest_by_features(
     pairs = pictures_of(sections_of(content)["Nearest training pictures"])
     order = distances.min(1).values[[one["at"] for one in pairs]]
     assert torch.equal(order, order.sort().values)
-
-
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_variations_that_keep_nothing_are_samples(prior: Path, guidance: float) -> None:
-    model, numbers = Prior.from_pretrained(prior), torch.arange(6)
-    settings = SamplingSettings(temperature=0.9, top_p=0.95, guidance=guidance)
-    unused = torch.zeros(6, 6, dtype=torch.int64)
-    codes = vary(Draw(model, settings, 3), unused, 0, numbers % 3, numbers)
-    assert torch.equal(codes, sample_codes(model, numbers % 3, numbers, 3, 6, settings))
-
-
-def test_what_follows_kept_codes_is_drawn_from_the_prior_given_them(prior: Path) -> None:
-    model, numbers = Prior.from_pretrained(prior), torch.arange(8)
-    settings = SamplingSettings(temperature=0.8, top_p=0.9)
-    known = torch.randint(16, (8, 6), generator=torch.Generator().manual_seed(0))
-    codes = vary(Draw(model, settings, 0), known, 3, None, numbers)
-    slowly = known[:, :3]
-    with torch.no_grad():
-        for position in range(3, 6):
-            logits = model(slowly)[:, -1:]
-            probabilities = filtered_probabilities(logits, 0.8, 0.9)
-            drawn = draw_codes(probabilities, 0, numbers, [position])
-            slowly = torch.cat([slowly, drawn], dim=1)
-    assert torch.equal(codes, slowly)
 
 
 def test_the_slider_starts_at_the_length_that_was_found(
