@@ -49,6 +49,16 @@ class VividObjectiveConfig:
     squared_error: float = Field(
         default=0.6, ge=0, le=1e6, description="weight of the squared error beside the distance"
     )
+    frechet: float = Field(
+        default=0.5,
+        ge=0,
+        le=1e6,
+        description="weight of the Fréchet distance between the features of all made and all real "
+        "pictures",
+    )
+    frechet_after: float = Field(
+        default=0.5, ge=0, le=1, description="share of the training before it counts"
+    )
     shortest: int = Field(
         default=2, ge=1, le=2**16, description="codes of the shortest prefix that is trained on"
     )

@@ -1,10 +1,4 @@
-"""The vivid decoder for the training loop: codes stay as they are, pictures get better to see.
-
-The squared error asks for the mean of all pictures that fit, which is a blur. A distance by the
-features of a network that knows pictures (in the form of LPIPS, Zhang et al., 2018) asks for one
-that looks like them. That network, EfficientNet-Lite0, was trained on the labels of ImageNet; so
-nothing that this decoder makes is a figure of unsupervised learning, or to be judged by it.
-"""
+"""The vivid decoder for the training loop: codes stay as they are, pictures get better to see."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pqvae import lite0
 from pqvae.cli import next_command
@@ -38,13 +31,14 @@ from stage1_tokenizer.prefixes import (
 )
 from stage1_tokenizer.provenance import check_data, open_tokenizer
 from stage1_tokenizer.tokenizer import FAITHFUL, VIVID, Tokenizer
+from stage1_tokenizer.vivid_objective import VividObjective
 
 GRID_IMAGES = 8  # rows of the grids drawn while training
 EVALUATED_IMAGES = 256  # held-out images at most while training ...
 REPORTED_IMAGES = 1024  # ... and at the end
-BLOCKS = (0, 2, 4, 10)  # of lite0, whose features count beside its stem's
 CURVES = {
     "distance and squared error": ["distance", "mse"],
+    "Fréchet distance from real images, as a share of their variance": ["frechet"],
     "held-out distance by prefix length": ["val_distance_*"],
     "held-out PSNR by prefix length, dB": ["val_psnr_*"],
 }
@@ -55,7 +49,7 @@ class DecoderTask:
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
-        self.network = lite0.load_network().to(runtime.device)
+        self.objective = VividObjective(config.objective, runtime.device)
         self.tokenizer = open_tokenizer(config.tokenizer).to(runtime.device)
         data = recorded_data(
             self.tokenizer.provenance, config.tokenizer, config.data.path, "data.path=..."
@@ -79,7 +73,9 @@ class DecoderTask:
         self.lengths = [k for k in lengths if k >= config.objective.shortest] or lengths[-1:]
 
     def start(self) -> None:
-        """The decoder starts as the faithful one, and so from the tokenizer alone."""
+        """Measure the real pictures; the decoder starts as the faithful one."""
+        say("measuring training images")
+        self.objective.start(self.train_images)
 
     def loss(self, step: int, part: slice) -> dict[str, Tensor]:
         images = self.batches(step, part).to(self.runtime.device)
@@ -92,19 +88,11 @@ class DecoderTask:
             described = quantizer.describe_by(latents, quantizer.encode(latents))
             partial = described.prefix(lengths)
         pictures = self.decoder(partial, lengths).float()
-        with torch.no_grad():
-            wanted = self.layers(images)
-        distance = lite0.layers_distance(self.layers(pictures), wanted).mean()
-        mse = F.mse_loss(pictures, images)
-        loss = distance + self.config.objective.squared_error * mse
-        return {"loss": loss, "distance": distance.detach(), "mse": mse.detach()}
-
-    def layers(self, images: Tensor) -> list[Tensor]:
-        """What the distance compares, of float images (B, 3, H, W) in [-1, 1]."""
-        return lite0.unit_layers(self.network, (images + 1) * 127.5, BLOCKS)
+        return self.objective.losses(pictures, images, step / trainer.steps)
 
     def after_step(self, step: int, finite: Tensor) -> None:
-        """Everything learns by gradient here."""
+        first, total = self.parts[0].start, self.config.trainer.batch_size
+        self.objective.learn(step, finite, first, total)
 
     def keys(self, step: int) -> list[str]:
         return [self.train_images.keys[index] for index in self.images.order(step).tolist()]
@@ -114,13 +102,13 @@ class DecoderTask:
 
         def compare(originals: Tensor) -> Tensor:
             images = to_float(originals).to(self.runtime.device)
-            codes, wanted = self.tokenizer.encode(images), self.layers(images)
+            codes, wanted = self.tokenizer.encode(images), self.objective.layers(images)
             rows = []
             for k in self.lengths:
                 pictures = self.tokenizer.decode(codes[:, :k], decoder)
                 errors = (pictures - images).square().flatten(1).mean(1)
                 levels = psnr(to_uint8(pictures).cpu(), originals).to(errors)
-                distances = lite0.layers_distance(self.layers(pictures), wanted)
+                distances = lite0.layers_distance(self.objective.layers(pictures), wanted)
                 rows.append(torch.stack([distances, errors, levels], dim=1))
             return torch.stack(rows, dim=1)  # (B, lengths, 3)
 
@@ -131,8 +119,6 @@ class DecoderTask:
     def evaluate(self, step: int) -> Evaluation:
         found = self.measure(self.val_images, VIVID, EVALUATED_IMAGES)
         self.draw_grid(step)
-        weight = self.config.objective.squared_error
-        losses = [d + weight * e for d, e in zip(found["distance"], found["mse"], strict=True)]
         pairs = [("distance", "4"), ("psnr", "2")]
         text = " | ".join(
             f"val {name} "
@@ -144,7 +130,7 @@ class DecoderTask:
             for name, _ in pairs
             for k, value in zip(self.lengths, found[name], strict=True)
         }
-        return Evaluation(sum(losses) / len(losses), text, scalars)
+        return Evaluation(self.objective.score(found["distance"], found["mse"]), text, scalars)
 
     def draw_grid(self, step: int) -> None:
         (self.folder / "grids").mkdir(exist_ok=True)
@@ -162,6 +148,7 @@ class DecoderTask:
     def state_dict(self) -> dict[str, Any]:
         return {
             "decoder": self.decoder.state_dict(),
+            "objective": self.objective.state_dict(),
             "codes_hash": self.tokenizer.codes_hash,
             "data_hash": self.train_images.content_hash,
         }
@@ -178,6 +165,7 @@ class DecoderTask:
                 "restore them, or choose another folder (out=...)"
             )
         self.decoder.load_state_dict(state["decoder"])
+        self.objective.load_state_dict(state["objective"])
 
 
 def report(task: DecoderTask, trained: dict[str, float]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The vivid decoder: trained beside the faithful one, it changes pictures and nothing else."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,21 @@ def test_a_run_that_was_cut_ends_as_a_straight_one(work: Path) -> None:
     shutil.rmtree(states[-1])  # as if it had been killed after step 4
     shutil.rmtree("vivid/model")
     assert train("trainer.steps=8", "trainer.learning_rate=2e-3") == 0
+    assert Tokenizer.from_pretrained("vivid").decoder_hash(VIVID) == straight
+
+
+@needs_lite0
+def test_a_run_that_was_cut_while_it_matches_real_pictures_ends_as_a_straight_one(
+    work: Path,
+) -> None:
+    few = ["trainer.batch_size=4", "trainer.evaluate_every=36", "trainer.steps=40"]
+    assert train(*few, "objective.frechet_after=0") == 0
+    straight = Tokenizer.from_pretrained("vivid").decoder_hash(VIVID)
+    rows = [json.loads(line) for line in Path("vivid/stats.jsonl").read_text().splitlines()]
+    assert [row["frechet"] < 1 for row in rows if "frechet" in row][-1]  # it counts by then
+    shutil.rmtree(sorted(Path("vivid/state").iterdir())[-1])
+    shutil.rmtree("vivid/model")
+    assert train(*few, "objective.frechet_after=0") == 0
     assert Tokenizer.from_pretrained("vivid").decoder_hash(VIVID) == straight
 
 

@@ -10,7 +10,16 @@ from eval.networks.lite0 import load
 from pqvae import lite0
 from pqvae.errors import UserError
 from pqvae.images import decode_image
-from pqvae.lite0 import Lite0, SameConv2d, load_network, read_weights
+from pqvae.lite0 import (
+    Lite0,
+    SameConv2d,
+    enlarged_layers,
+    fuse_norms,
+    load_network,
+    read_weights,
+    summaries,
+    summary_sizes,
+)
 
 WEIGHTS = lite0.installed_weights()
 needs_lite0 = pytest.mark.skipif(WEIGHTS is None, reason=f"{lite0.PACKAGE} is not installed")
@@ -111,6 +120,37 @@ def test_layers_halve_the_sides_as_they_deepen() -> None:
         (112, 4, 4),
         (320, 2, 2),
     ]
+
+
+@needs_lite0
+@torch.inference_mode()
+def test_norms_folded_into_convolutions_change_rounding_alone() -> None:
+    images = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    plain, fused = load_network(), fuse_norms(load_network())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    for ours, theirs in zip(fused.layers(images), plain.layers(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fused(images)[0], plain(images)[0], rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_summaries_are_means_and_deviations_over_positions_and_the_pooled_features() -> None:
+    network = Lite0().eval()
+    images = torch.rand(2, 3, 64, 64) * 255
+    layers = enlarged_layers(network, images)
+    found = summaries(network, layers, (2, 10))
+    assert [each.shape[1] for each in found] == summary_sizes((2, 10)) == [48, 224, 1280]
+    for each, layer in zip(found, (layers[3], layers[11]), strict=False):
+        for image in range(2):
+            for channel in range(layer.shape[1]):
+                values = layer[image, channel].flatten().double()
+                mean = values.sum() / len(values)
+                deviation = ((values - mean).square().sum() / (len(values) - 1)).sqrt()
+                assert float(each[image, channel]) == pytest.approx(float(mean), rel=1e-4, abs=1e-6)
+                place = layer.shape[1] + channel
+                assert float(each[image, place]) == pytest.approx(float(deviation), rel=1e-4)
+    torch.testing.assert_close(found[2], network.pooled(layers[-1]))
 
 
 @needs_lite0
