@@ -24,7 +24,7 @@ from pqvae.runtime import Runtime, select_runtime, versions
 from sampling.control import Control, open_control
 from sampling.folder import close_folder, open_folder, write_image, write_npz
 from sampling.found import settle
-from sampling.sampler import block_size, sample_codes
+from sampling.sampler import BLOCK_IMAGES, sample_codes
 from sampling.settings import BUILT_IN
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
@@ -153,7 +153,7 @@ def _generate(
 
     Files are written while the next images are made.
     """
-    size = block_size(prior.device)
+    size = BLOCK_IMAGES
     fixed = None if args.class_name is None else record["labels"][0]
     progress = Progress("sampling", args.n)
     progress.skip(args.n - len(missing))

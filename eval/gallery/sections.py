@@ -13,7 +13,7 @@ from eval.subjects.selection import Selection, subset
 from eval.subjects.tokenized import encode
 from pqvae.console import Progress
 from pqvae.data.dataset import ImageDataset
-from sampling.sampler import block_size, sample_codes
+from sampling.sampler import BLOCK_IMAGES, sample_codes
 from sampling.settings import SamplingSettings
 from stage1_tokenizer.prefixes import evenly_spaced_indices
 from stage2_prior import Prior
@@ -56,7 +56,7 @@ def add_samples(album: Album, draw: Draw, per_class: int) -> Samples:
     labels = classes[numbers % rows] if names else None
     N = album.tokenizer.num_codes
     progress, parts = Progress("sampling", len(numbers)), []
-    for block in numbers.split(block_size(draw.prior.device)):
+    for block in numbers.split(BLOCK_IMAGES):
         given = None if labels is None else labels[block]
         parts.append(sample_codes(draw.prior, given, block, draw.seed, N, draw.settings).cpu())
         progress.advance(len(block))

@@ -163,7 +163,7 @@ def test_the_pictures_are_the_decoded_prefixes_of_the_sampled_codes(
 def test_the_files_are_the_same_whatever_is_made_beside_them(
     generate: Generate, tmp_path: Path, guidance: int
 ) -> None:
-    n = 2 * BLOCK_IMAGES["cpu"] + 2
+    n = 2 * BLOCK_IMAGES + 2
     assert generate(n, "--guidance", guidance) == 0
     folder = tmp_path / "samples"
     expected = pictures(folder)

@@ -75,7 +75,7 @@ def test_the_network_always_runs_on_the_same_shape(
     hook = prior.head_projection.register_forward_pre_hook(
         lambda _, hidden: shapes.add(hidden[0].shape)
     )
-    size = BLOCK_IMAGES["cpu"]
+    size = BLOCK_IMAGES
     for n in (1, size, size + 1):
         codes = sample_codes(prior, torch.arange(n) % 3, torch.arange(n), 0, N, settings)
         assert codes.shape == (n, N)
