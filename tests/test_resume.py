@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STAGE_1 = "stage1_tokenizer.train", "tokenizer.yaml"
 STAGE_2 = "stage2_prior.train", "prior.yaml"
-GENERATE = "sampling.generate", "--n=200", "--batch-size=4", "--device=cpu", "--prior=straight-2"
+GENERATE = "sampling.generate", "--n=4000", "--batch-size=4", "--device=cpu", "--prior=straight-2"
 
 # A line after every step, to know when to strike, and a state after every fourth.
 TRAINER = {"steps": 20, "batch_size": 32, "log_every": 1, "evaluate_every": 4}
@@ -207,7 +207,7 @@ def test_stopped_sampling_goes_on_to_the_same_images(
     process.wait_until(lambda: len(times(stopped / "images")) >= 10)
     stop(process, signal.SIGINT, stopped, "stopped")
     kept = times(stopped / "images")
-    assert 10 <= len(kept) < 200
+    assert 10 <= len(kept) < 4000
     assert json.loads((stopped / "samples.json").read_text())["complete"] is False
 
     monkeypatch.chdir(runs.folder)
@@ -223,7 +223,7 @@ def test_stopped_sampling_goes_on_to_the_same_images(
     assert records[0] == records[1]
     images, expected = hashes(stopped), hashes(straight)
     del images["samples.json"], expected["samples.json"]
-    assert len(expected) == 200 + 1  # and the grid
+    assert len(expected) == 4000 + 1  # and the grid
     assert images == expected
 
 
