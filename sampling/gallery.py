@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pqvae.cli import Parser, command, whole_number
 from pqvae.errors import UserError
+from sampling.options import add_data, add_device, add_models, add_shape
 from sampling.settings import given_settings
 
 SUMMARY = """\
@@ -39,15 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("sampling.gallery", SUMMARY, EXAMPLES)
     add = parser.add_argument
-    add(
-        "--prior",
-        type=Path,
-        default=Path("runs/prior"),
-        metavar="DIR",
-        help="run or model folder of stage 2 (default: %(default)s)",
-    )
-    add("--tokenizer", type=Path, metavar="DIR", help="of stage 1 (default: where the prior says)")
-    add("--data", metavar="DATA", help="where the images of both are now, if they have moved")
+    add_models(parser)
+    add_data(parser)
     add(
         "--out",
         type=Path,
@@ -69,15 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="equal models, options and seed make an equal file (default: 0)",
     )
-    add("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
-    add(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="of each code keep the most likely values that reach this (default: 0.95)",
-    )
-    add("--guidance", type=float, metavar="S", help="towards the class (default: 1)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
+    add_shape(parser)
+    add_device(parser)
     return parser
 
 

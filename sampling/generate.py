@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pqvae.cli import Parser, command, positive_int, whole_number
 from pqvae.errors import UserError
+from sampling.options import add_device, add_models, add_shape
 from sampling.settings import given_settings
 
 SUMMARY = """\
@@ -43,19 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("sampling.generate", SUMMARY, EXAMPLES)
     add = parser.add_argument
     add("--n", type=positive_int, metavar="N", help="how many images; of a mix there is one")
-    add(
-        "--prior",
-        type=Path,
-        default=Path("runs/prior"),
-        metavar="DIR",
-        help="run or model folder of stage 2 (default: %(default)s)",
-    )
-    add(
-        "--tokenizer",
-        type=Path,
-        metavar="DIR",
-        help="run or model folder of stage 1 (default: where the prior says, or beside it)",
-    )
+    add_models(parser)
     add(
         "--out",
         type=Path,
@@ -81,14 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="how many codes an image gets (default: all)",
     )
-    add("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
-    add(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="of each code keep the most likely values that reach this (default: 0.95)",
-    )
-    add("--guidance", type=float, metavar="S", help="towards the class (default: 1)")
+    add_shape(parser)
     _add_control(parser)
     add(
         "--decoder",
@@ -109,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="images in work at once, in blocks of a fixed size: takes memory, changes no image "
         "(default: %(default)s)",
     )
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
+    add_device(parser)
     return parser
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pqvae.cli import Parser, command, positive_int
+from sampling.options import add_data, add_device, add_models
 from sampling.settings import BUILT_IN, settings_of
 
 SUMMARY = """\
@@ -35,15 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("sampling.tune", SUMMARY, EXAMPLES)
     add = parser.add_argument
-    add(
-        "--prior",
-        type=Path,
-        default=Path("runs/prior"),
-        metavar="DIR",
-        help="run or model folder of stage 2 (default: %(default)s)",
-    )
-    add("--tokenizer", type=Path, metavar="DIR", help="of stage 1 (default: where the prior says)")
-    add("--data", metavar="DATA", help="where the images of both are now, if they have moved")
+    add_models(parser)
+    add_data(parser)
     add(
         "--prefixes",
         type=_counts,
@@ -66,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a network that the decoder was not trained with (default: %(default)s)",
     )
     add("--weights", type=Path, metavar="FILE", help="weights of the network")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
+    add_device(parser)
     return parser
 
 
