@@ -88,16 +88,16 @@ class FrechetLoss(nn.Module):
         return (features - self.real_mean) @ self.axes
 
     def _renew(self) -> None:
-        root = self.deviations.double().cpu().diag()
-        mean = self.mean.double().cpu()
+        deviations, mean = self.deviations.double().cpu(), self.mean.double().cpu()
         covariance = self.products.double().cpu() - mean.outer(mean)
-        values, vectors = torch.linalg.eigh(root @ covariance @ root)
+        scales = deviations.outer(deviations)  # S_r^(1/2) on both sides, as it is diagonal
+        values, vectors = torch.linalg.eigh(scales * covariance)
         values = values.clamp_min(LEAST * float(values[-1]))
-        carrier = root @ (vectors * values.rsqrt()) @ vectors.T @ root
+        carrier = scales * ((vectors * values.rsqrt()) @ vectors.T)
         stretches, directions = torch.linalg.eigh((carrier + carrier.T) / 2)
         self.carrier.copy_((directions * stretches.clamp(0, LONGEST)) @ directions.T)
         self.carried_mean.copy_(self.mean)
-        variance = root.square().sum()
+        variance = deviations.square().sum()
         squared = mean.square().sum() + covariance.trace() + variance - 2 * values.sqrt().sum()
         self.distance.copy_(squared / variance)
         self.ready.fill_(1)

@@ -51,21 +51,21 @@ class VividObjective:
         for term, real in zip(self.terms, columns, strict=True):
             term.start(real)
 
-    def matches(self, progress: float) -> bool:
-        """Whether the distance of all from all counts after this share of the training."""
-        return bool(self.terms) and progress >= self.config.frechet_after
-
     def losses(self, pictures: Tensor, images: Tensor, progress: float) -> dict[str, Tensor]:
-        """Scalars as the training loop takes them, means over a part of a batch."""
+        """Scalars as the training loop takes them, means over a part of a batch.
+
+        The distance of all from all counts after a share of the training, ``progress`` in [0, 1).
+        """
+        matches = bool(self.terms) and progress >= self.config.frechet_after
         with torch.autocast("cpu", enabled=False):  # there it slows these small convolutions down
             with torch.no_grad():
                 wanted = self.layers(images)
-            last = LAST if self.matches(progress) else max(BLOCKS)
+            last = LAST if matches else max(BLOCKS)
             made = lite0.enlarged_layers(self.network, _levels(pictures), last)
             distance = lite0.layers_distance(lite0.unit_lengths(made, BLOCKS), wanted).mean()
             mse = F.mse_loss(pictures, images)
             loss = distance + self.config.squared_error * mse
-            if self.matches(progress):
+            if matches:
                 loss = loss + self.config.frechet * self._match(made)
         scalars = {"loss": loss, "distance": distance.detach(), "mse": mse.detach()}
         if self.terms:
