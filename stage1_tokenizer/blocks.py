@@ -1,5 +1,6 @@
 """Building blocks that the encoder and the decoders share."""
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,7 +40,11 @@ class AttentionBlock(nn.Module):
         q, k, v = rearrange(
             self.qkv(self.norm(x)), "b (t n d) h w -> t b n (h w) d", t=3, n=self.heads
         )
-        attended = F.scaled_dot_product_attention(q, k, v)
+        if x.device.type == "cpu":  # whose bfloat16 takes three times as long here
+            with torch.autocast("cpu", enabled=False):
+                attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(rearrange(attended, "b n (h w) d -> b (n d) h w", h=x.shape[2]))
 
 
