@@ -67,7 +67,9 @@ def step_by_part(config: Config) -> None:
     task = TokenizerTask(config, runtime, Path(tempfile.gettempdir()))
     task.start()
     tokenizer, quantizer = task.tokenizer, task.tokenizer.quantizer
-    optimizer = adamw(tokenizer, config.trainer.weight_decay, config.trainer.beta2)
+    optimizer = adamw(
+        tokenizer, config.trainer.weight_decay, (config.trainer.beta1, config.trainer.beta2)
+    )
     B, finite = config.trainer.batch_size, torch.tensor(True, device=runtime.device)
     for step in range(ROUNDS + 2):
         images = clock.measure("load", task.images, step)

@@ -98,7 +98,7 @@ def tiny_tokenizer() -> Tokenizer:
     )
     steps, images = 60, draw_blobs(512, SIZE, 0)
     quantizer, finite = tokenizer.quantizer, torch.tensor(True)
-    optimizer = adamw(tokenizer, weight_decay=0.0, beta2=0.99)
+    optimizer = adamw(tokenizer, weight_decay=0.0, betas=(0.9, 0.99))
     tokenizer.init_from_images(images)
     with torch.no_grad():
         quantizer.start(tokenizer.encoder(images), generator_for(0))

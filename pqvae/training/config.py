@@ -22,7 +22,8 @@ class TrainerConfig:
     weight_decay: float = Field(
         default=1e-4, ge=0, le=100, description="of matrices and convolutions (AdamW)"
     )
-    beta2: float = Field(default=0.99, ge=0, lt=1, description="of AdamW; its beta1 is 0.9")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="of AdamW")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="of AdamW")
     clip_norm: float = Field(
         default=1.0, gt=0, le=1e9, description="gradients above this are scaled down to it"
     )

@@ -26,7 +26,7 @@ def scheduled_rate(config: TrainerConfig, step: int) -> float:
     return learning_rate(config.learning_rate, min(step / config.steps, 1), config.warmup)
 
 
-def adamw(model: nn.Module, weight_decay: float, beta2: float) -> torch.optim.AdamW:
+def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW that decays matrices and convolutions only, not biases, norms and embeddings."""
     embeddings = {
         id(parameter)
@@ -42,4 +42,4 @@ def adamw(model: nn.Module, weight_decay: float, beta2: float) -> torch.optim.Ad
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)

@@ -19,7 +19,7 @@ class TrainStep:
         self._task, self._config, self._runtime = task, config, runtime
         self._parts = parts_of_batch(config.batch_size, config.accumulate)
         self._parameters = list(task.model.parameters())
-        self.optimizer = adamw(task.model, config.weight_decay, config.beta2)
+        self.optimizer = adamw(task.model, config.weight_decay, (config.beta1, config.beta2))
 
     def __call__(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """Do the step that comes after so many.

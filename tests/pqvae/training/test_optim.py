@@ -52,7 +52,7 @@ def test_weight_decay_shrinks_matrices_and_convolutions_only() -> None:
         nn.init.normal_(parameter)
         parameter.grad = torch.zeros_like(parameter)
     before = copy.deepcopy(network)
-    optimizer = adamw(network, weight_decay=0.1, beta2=0.99)
+    optimizer = adamw(network, weight_decay=0.1, betas=(0.9, 0.99))
     for group in optimizer.param_groups:
         group["lr"] = 0.5
     optimizer.step()
@@ -66,6 +66,6 @@ def test_weight_decay_shrinks_matrices_and_convolutions_only() -> None:
 
 def test_every_parameter_is_optimized_once() -> None:
     network = Network()
-    optimizer = adamw(network, weight_decay=0.1, beta2=0.99)
+    optimizer = adamw(network, weight_decay=0.1, betas=(0.9, 0.99))
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in network.parameters())
