@@ -18,12 +18,13 @@ from eval.report.options import (
     add_tokenizer,
     request,
 )
-from pqvae.cli import Parser, command, positive_int
+from pqvae.cli import Parser, command, positive_int, positive_ints
 from pqvae.errors import UserError
 
 EXAMPLES = """\
   python -m eval.reconstruction
   python -m eval.reconstruction --extractor inception
+  python -m eval.reconstruction --extractor inception --decoder vivid --prefixes 8,32
   python -m eval.reconstruction --tokenizer runs/photos --split val --n 500 --refine 8"""
 
 
@@ -64,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="R",
         help="times to correct the codes by what they decode to (default: none)",
+    )
+    add(
+        "--prefixes",
+        type=positive_ints,
+        metavar="LIST",
+        help="numbers of codes (default: 1, 2, 4 ... and all)",
+    )
+    add(
+        "--decoder",
+        default="faithful",
+        metavar="NAME",
+        help="whose pictures are measured: faithful, vivid or drawn (default: %(default)s)",
     )
     add_report(parser, "DIR/reconstruction.json")
     return parser

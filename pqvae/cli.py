@@ -155,6 +155,11 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 positive_int = whole_number(1, 10**9)
 
 
+def positive_ints(text: str) -> tuple[int, ...]:
+    """An argparse type: a list of whole numbers, as in 2,4,8."""
+    return tuple(positive_int(part) for part in text.split(","))
+
+
 def next_command(module: str, *arguments: str | Path) -> str:
     """A command to print for the user to copy, such as ``python -m eval.fid --samples 'my runs'``.
 

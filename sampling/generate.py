@@ -66,16 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--prefix",
-        type=positive_int,
+        type=whole_number(0, 2**16),
         metavar="K",
-        help="how many codes an image gets (default: all)",
+        help="how many codes an image gets (default: all); 0, of a decoder that draws: the class "
+        "alone",
     )
     add_shape(parser)
     _add_control(parser)
     add(
         "--decoder",
         metavar="NAME",
-        help="vivid, to look at, or faithful (default: vivid, where it has been trained)",
+        help="drawn, vivid or faithful (default: the first of these that has been trained)",
     )
     add(
         "--npz",

@@ -29,7 +29,7 @@ from sampling.settings import BUILT_IN
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
-from stage2_prior.provenance import open_pair
+from stage2_prior.provenance import labels_to_decode, open_pair
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -76,8 +76,9 @@ def _settle(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> Non
     """Put ``settings`` and ``prefix`` into the arguments: as given, as found, or as built in."""
     given = {**BUILT_IN, **args.given} if args.mix else args.given  # of a mix nothing is drawn
     prefix, args.settings = settle(args.prior, prior, given, args.keep or 0)
-    args.prefix = prefix or tokenizer.num_codes
-    if args.prefix not in tokenizer.quantizer.cuts:
+    args.prefix = tokenizer.num_codes if prefix is None else prefix
+    draws = tokenizer.decoder(args.decoder or tokenizer.decoder_to_see).noise_size > 0
+    if args.prefix not in tokenizer.quantizer.cuts and not (draws and args.prefix == 0):
         known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
 
@@ -173,8 +174,11 @@ def _generate(
             codes = sample_codes(
                 prior, labels, indices, args.seed, args.prefix, args.settings, kept
             )
+            told = labels_to_decode(prior, tokenizer, record["decoder"], labels)
             with runtime.autocast():
-                decoded = tokenizer.decode(codes, record["decoder"])
+                decoded = tokenizer.decode(
+                    codes, record["decoder"], seed=args.seed, indices=indices, labels=told
+                )
             images = to_uint8(decoded).cpu()
             _await(before)
             before = [

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqvae.cli import Parser, command, positive_int
+from pqvae.cli import Parser, command, positive_int, positive_ints
 from sampling.options import add_data, add_device, add_models
 from sampling.settings import BUILT_IN, settings_of
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data(parser)
     add(
         "--prefixes",
-        type=_counts,
+        type=positive_ints,
         metavar="LIST",
         help="numbers of codes (default: 2, 4, 8 and all)",
     )
@@ -62,10 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, metavar="FILE", help="weights of the network")
     add_device(parser)
     return parser
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(positive_int(part) for part in text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pqvae.config import HARMLESS, PLACE, OneOf, config_class
+from pqvae.config import HARMLESS, PLACE, config_class
 from pqvae.data.config import DataPlace
 from pqvae.training.config import TrainerConfig
 
@@ -40,8 +40,39 @@ class RefinedConfig(DecoderConfig):
     )
 
 
+@config_class
+class DrawnConfig(DecoderConfig):
+    """What the codes leave unsaid is drawn from noise, on top of the direct decoder's picture."""
+
+    kind: Literal["drawn"] = Field(
+        default="drawn", description="a picture of the codes, another for each noise"
+    )
+    width: int = Field(
+        default=128, ge=16, le=4096, multiple_of=16, description="channels of the coarsest map"
+    )
+    depth: int = Field(
+        default=2, ge=0, le=64, description="pairs of blocks there, each with attention"
+    )
+    full_width: int = Field(
+        default=32,
+        ge=16,
+        le=4096,
+        multiple_of=16,
+        description="channels at the full resolution; twice as many at each coarser one, up to the "
+        "width",
+    )
+    class_names: tuple[str, ...] = Field(
+        default=(), description="the classes that it knows; training sets those of the data"
+    )
+
+
 # By the value of `kind`.
-DECODERS: dict[str, type[DecoderConfig]] = {"direct": DirectConfig, "refined": RefinedConfig}
+DECODERS: dict[str, type[DecoderConfig]] = {
+    "direct": DirectConfig,
+    "refined": RefinedConfig,
+    "drawn": DrawnConfig,
+}
+COMPARED = (0, 2, 4, 10)  # blocks of lite0, by whose features pictures are compared, and its stem's
 
 
 @config_class
@@ -65,7 +96,9 @@ class VividObjectiveConfig:
 
 
 @config_class
-class Config:
+class DecoderRunConfig:
+    """What training any decoder of a tokenizer takes."""
+
     out: Annotated[str, HARMLESS] = Field(default="runs/vivid", description="the run folder")
     tokenizer: Annotated[str, PLACE] = Field(
         default="runs/tokenizer",
@@ -75,10 +108,14 @@ class Config:
     device: Annotated[str, HARMLESS] = Field(
         default="auto", description="auto, cpu, cuda, cuda:1 or mps"
     )
-    decoder: Annotated[DecoderConfig, OneOf(DECODERS)] = Field(default_factory=RefinedConfig)
-    objective: VividObjectiveConfig = Field(default_factory=VividObjectiveConfig)
     trainer: TrainerConfig = Field(
         default_factory=lambda: TrainerConfig(
             steps=600, batch_size=64, learning_rate=1e-3, evaluate_every=200
         )
     )
+
+
+@config_class
+class Config(DecoderRunConfig):
+    decoder: RefinedConfig = Field(default_factory=RefinedConfig)
+    objective: VividObjectiveConfig = Field(default_factory=VividObjectiveConfig)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add(
         "--decoder",
         metavar="NAME",
-        help="vivid, to look at, or faithful (default: vivid, where it has been trained)",
+        help="drawn, vivid or faithful (default: the first of these that has been trained)",
     )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     args = parser.parse_args(argv)

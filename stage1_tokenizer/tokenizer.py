@@ -1,5 +1,6 @@
 """Tokenizer = encoder + quantizer + decoders: images <-> ordered codes."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from pqvae.config import config_from_dict, config_to_dict
 from pqvae.errors import UserError
 from pqvae.pretrained import hash_model, load_model, save_model
+from pqvae.randomness import normal_noise
 from stage1_tokenizer import decoders, quantizers
 from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.decoder_config import DECODERS, DecoderConfig, DirectConfig
@@ -23,7 +25,8 @@ from stage1_tokenizer.refine import refine as refined_codes
 from stage1_tokenizer.version1 import upgrade_config, upgrade_tensors
 
 FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under squared error
-VIVID = "vivid"  # the one for eyes, where it was trained
+VIVID = "vivid"  # one for eyes, where it was trained
+DRAWN = "drawn"  # another, that draws what the codes leave unsaid
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
 REACH = 1.01  # of pixels: 1, and some rounding
 # Pixels that the networks take at once. Always as many images, padded: kernels round by the shape
@@ -77,8 +80,8 @@ class Tokenizer(nn.Module):
 
     @property
     def decoder_to_see(self) -> str:
-        """The name of the decoder whose pictures are to be looked at: the vivid one, if trained."""
-        return VIVID if VIVID in self.decoders else FAITHFUL
+        """The decoder whose pictures are to be looked at: the best for eyes of those trained."""
+        return next(name for name in (DRAWN, VIVID, FAITHFUL) if name in self.decoders)
 
     def trained_with(self, decoder: str) -> str:
         """The network that a decoder was trained with, as its trainer says; empty for none."""
@@ -159,15 +162,25 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, codes: Codes, decoder: str = FAITHFUL, generator: torch.Generator | None = None
+        self,
+        codes: Codes,
+        decoder: str = FAITHFUL,
+        *,
+        seed: int = 0,
+        indices: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Decode any prefix of the codes to whole images.
 
         Args:
             codes: A prefix of an encoding, whole numbers of any type, (B, k) in [0, K), with k
-                among ``quantizer.cuts``: of the progressive quantizer every k from 1 to N.
-            decoder: Which decoder.
-            generator: Of a decoder that draws what the codes leave unsaid.
+                among ``quantizer.cuts``: of the progressive quantizer every k from 1 to N; of a
+                decoder that draws, also 0.
+            decoder: Which decoder. One that draws what the codes leave unsaid takes what follows.
+            seed: Of what is drawn.
+            indices: int64 (B,), the number of each image, which decides its noise beside the seed;
+                by default its place among the codes.
+            labels: int64 (B,), the class of each image; None for no class.
 
         Returns:
             Images, float32 (B, 3, H, W) in [-1, 1]; equal for equal prefixes, whatever follows.
@@ -176,12 +189,18 @@ class Tokenizer(nn.Module):
             ValueError: k is 0 or above N, or a code is no whole number in [0, K).
             UserError: There is no such decoder.
         """
-        network = self.decoder(decoder)
+        network, codes = self.decoder(decoder), as_codes(codes, self.device)
+        indices = torch.arange(len(codes)) if indices is None else indices
 
-        def decode_block(block: Tensor) -> Tensor:
-            return network(*self._prefix(block), generator).float().clamp(-1, 1)
+        def decode_block(rows: Tensor) -> Tensor:
+            noise = None
+            if network.noise_size:
+                noise = normal_noise(seed, indices[rows], network.noise_size).to(self.device)
+            classes = None if labels is None else labels[rows].to(self.device)
+            latents, lengths = self._prefix(codes[rows], network.noise_size > 0)
+            return network(latents, lengths, noise, classes).float().clamp(-1, 1)
 
-        return self._in_blocks(decode_block, as_codes(codes, self.device))
+        return self._in_blocks(decode_block, torch.arange(len(codes)))
 
     @torch.no_grad()
     def features(self, codes: Codes) -> Tensor:
@@ -215,9 +234,12 @@ class Tokenizer(nn.Module):
         padded = torch.cat([blocks[-1], blocks[-1][-1:].expand(missing, *rows.shape[1:])])
         return torch.cat([function(block) for block in (*blocks[:-1], padded)])[: len(rows)]
 
-    def _prefix(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def _prefix(self, codes: Tensor, may_be_empty: bool = False) -> tuple[Tensor, Tensor]:
         """What a decoder is given for prefixes (B, k): their latents and lengths."""
-        latents = self.quantizer.decode(codes)
+        if may_be_empty and codes.ndim == 2 and not codes.shape[1]:
+            latents = self.quantizer.scale.new_zeros(len(codes), math.prod(self.latent_shape))
+        else:
+            latents = self.quantizer.decode(codes)
         return latents, torch.full((len(codes),), codes.shape[1], device=codes.device)
 
     @torch.no_grad()

@@ -18,9 +18,9 @@ EXAMPLES = """\
 
 def run(config: Config) -> None:
     """Only here is torch imported."""
-    from stage1_tokenizer import decoder_task
+    from stage1_tokenizer import vivid_task
 
-    decoder_task.run(config)
+    vivid_task.run(config)
 
 
 main = train_command("stage1_tokenizer.train_decoder", SUMMARY, EXAMPLES, Config, run)

@@ -18,11 +18,10 @@ from torch.nn import functional as F
 from pqvae import distributed, lite0
 from pqvae.data.batches import map_images
 from pqvae.data.dataset import ImageDataset
-from stage1_tokenizer.decoder_config import VividObjectiveConfig
+from stage1_tokenizer.decoder_config import COMPARED, VividObjectiveConfig
 from stage1_tokenizer.frechet import FrechetLoss
 from stage1_tokenizer.prefixes import evenly_spaced_indices
 
-BLOCKS = (0, 2, 4, 10)  # of lite0, whose features count beside its stem's
 SUMMARIZED = (2, 4, 10)  # whose summaries are matched, beside the pooled features
 LAST = len(lite0.BLOCKS) - 1
 REAL_IMAGES = 10_000  # training images at most, whose summaries are the aim
@@ -60,9 +59,9 @@ class VividObjective:
         with torch.autocast("cpu", enabled=False):  # there it slows these small convolutions down
             with torch.no_grad():
                 wanted = self.layers(images)
-            last = LAST if matches else max(BLOCKS)
+            last = LAST if matches else max(COMPARED)
             made = lite0.enlarged_layers(self.network, _levels(pictures), last)
-            distance = lite0.layers_distance(lite0.unit_lengths(made, BLOCKS), wanted).mean()
+            distance = lite0.layers_distance(lite0.unit_lengths(made, COMPARED), wanted).mean()
             mse = F.mse_loss(pictures, images)
             loss = distance + self.config.squared_error * mse
             if matches:
@@ -86,7 +85,7 @@ class VividObjective:
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """What the distance compares, of float images (B, 3, H, W) in [-1, 1]."""
-        return lite0.unit_layers(self.network, _levels(images), BLOCKS)
+        return lite0.unit_layers(self.network, _levels(images), COMPARED)
 
     def frechet_distance(self) -> Tensor:
         """How far all made pictures are from all real ones, a mean over what is matched."""

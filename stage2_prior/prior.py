@@ -119,6 +119,11 @@ class Prior(nn.Module):
         return self.codebooks.sizes
 
     @property
+    def known_codes(self) -> int:
+        """How many codes of an image it was trained on, the first ones."""
+        return self.provenance.get("prefix") or len(self.sizes)
+
+    @property
     def no_class(self) -> int:
         """The label that stands for no class."""
         return len(self.class_names)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pqvae.errors import UserError
 from pqvae.pretrained import recorded_places
@@ -83,6 +84,14 @@ def open_tokenizer_of(
         f"{recorded or folder}: no tokenizer here, and {folder} was trained on {short}; "
         "pass --tokenizer FOLDER"
     )
+
+
+def labels_to_decode(
+    prior: Prior, tokenizer: Tokenizer, decoder: str, labels: Tensor | None
+) -> Tensor | None:
+    """The prior's labels (B,), where the decoder knows its very classes; else None."""
+    known = tokenizer.decoder(decoder).class_names
+    return labels if known and known == prior.class_names else None
 
 
 def tokenizer_hashes(prior: Prior, tokenizer: Tokenizer) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from stage2_prior.codes import EncodedDataset, encode_dataset, unigram_bits
 from stage2_prior.config import Config
 from stage2_prior.drawing import class_labels, draw_codes, nucleus
 from stage2_prior.prior import Prior
+from stage2_prior.provenance import labels_to_decode
 from stage2_prior.unroll import unroll
 
 GRID_SAMPLES = 64
@@ -57,16 +58,16 @@ class PriorTask:
             **provenance_of(data, train_images.content_hash),
             "tokenizer": config.tokenizer,
             "codes_hash": self.tokenizer.codes_hash,
+            **({"prefix": config.prefix} if config.prefix else {}),
         }
         self.augmentation = Augmentation(train_images, data)
         torch.manual_seed(config.trainer.seed)
         labels = train_images.labels if config.class_conditional else None
         self.config = config = replace(config, class_conditional=labels is not None)
         check_classes(config, splits)
-        if config.prefix > self.tokenizer.num_codes:
-            raise UserError(
-                f"prefix={config.prefix}: an image has {self.tokenizer.num_codes} codes"
-            )
+        quantizer = self.tokenizer.quantizer
+        if config.prefix and config.prefix not in quantizer.cuts:
+            raise UserError(f"prefix={config.prefix}: an image has {quantizer.cuts_in_words} codes")
         class_names = train_images.class_names if labels is not None else ()
         counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
         self.prior = Prior(
@@ -159,15 +160,18 @@ class PriorTask:
         if counts:
             labels = class_labels(0, indices, counts).sort().values
 
-        steps = self.prior.sequence.steps
+        sequence = self.prior.sequence
 
         def choose(step: int, logits: Tensor) -> Tensor:
             probabilities = nucleus(logits.softmax(dim=-1), GRID_TOP_P)
-            return draw_codes(probabilities, 0, indices, steps[step])
+            return draw_codes(probabilities, 0, indices, sequence.steps[step])
 
-        codes = unroll(self.prior, labels, len(steps), choose)
+        known = self.config.prefix or self.tokenizer.num_codes
+        codes = unroll(self.prior, labels, sequence.steps_for(known), choose)[:, :known]
         (self.folder / "grids").mkdir(exist_ok=True)
-        images = to_uint8(self.tokenizer.decode(codes, self.tokenizer.decoder_to_see)).cpu()
+        decoder = self.tokenizer.decoder_to_see
+        told = labels_to_decode(self.prior, self.tokenizer, decoder, labels)
+        images = to_uint8(self.tokenizer.decode(codes, decoder, labels=told)).cpu()
         save_grid(self.folder / "grids" / f"step-{step:08d}.png", images, columns=16)
 
     def save_model(self) -> None:
@@ -285,7 +289,6 @@ def finish(task: PriorTask, trained: dict[str, float]) -> None:
         f"{bits['test_unigram']:.3f}), train {bits['train']:.3f}{' given class' if lacking else ''}"
     )
     again = [] if out == Config().out else ["--prior", out]
-    again += ["--prefix", str(task.config.prefix)] if task.config.prefix else []
     print(
         f"made {folder}/model; look at {folder}/grids{f', {folder}/bits.png' * drawn}, then: "
         f"{next_command('sampling.generate', '--n', '10000', *again)}"

@@ -4,11 +4,13 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pqvae.config import load_config
 from stage1_tokenizer.config import Config as TokenizerRunConfig
+from stage1_tokenizer.drawn_config import Config as DrawnRunConfig
 from stage2_prior.config import Config as PriorRunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -167,11 +169,12 @@ def test_every_config_file_loads(name: str) -> None:
     head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     commands = [line for line in head if "python -m" in line]
     assert commands, "the first lines say what to type"
-    if "stage2_prior.train" in commands[0]:
-        load_config(PriorRunConfig, path, [])
-    else:
-        assert "stage1_tokenizer.train" in commands[0]
-        load_config(TokenizerRunConfig, path, [])
+    faces: dict[str, type[Any]] = {
+        "stage1_tokenizer.train": TokenizerRunConfig,
+        "stage1_tokenizer.train_drawn": DrawnRunConfig,
+        "stage2_prior.train": PriorRunConfig,
+    }
+    load_config(faces[commands[0].split("python -m ")[1].split()[0]], path, [])
     assert f"configs/{name}" in commands[0]
 
 

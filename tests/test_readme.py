@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.decoder_config import RefinedConfig
+
 if TYPE_CHECKING:
     from tests.conftest import TinyRun
 
@@ -22,10 +25,14 @@ def test_the_python_lines_run_as_they_stand(tiny_run: "TinyRun", tmp_path: Path)
     assert found is not None
     data = f"DataConfig(path={str(tiny_run.data)!r}, image_size=16)"
     lines = found.group(1).replace("DataConfig()", data)
-    lines = lines.replace("runs/tokenizer", str(tiny_run.tokenizer))
+    tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
+    tokenizer.add_decoder("vivid", RefinedConfig(half_width=16))
+    tokenizer.save_pretrained(tmp_path / "vivid")
+    lines = lines.replace("runs/tokenizer", str(tmp_path / "vivid"))
     names: dict[str, Any] = {}
     exec(lines.replace("runs/prior", str(prior)), names)
     assert names["rough"].shape == names["images"].shape == (2, 3, 16, 16)
+    assert names["vivid"].shape == names["rough"].shape
     assert names["bits"].shape == names["codes"].shape
     assert (names["bits"] > 0).all()
 

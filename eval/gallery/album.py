@@ -13,8 +13,9 @@ from pqvae.console import Progress
 from pqvae.errors import UserError
 from pqvae.images import encode_sheet
 from stage1_tokenizer import Tokenizer
-from stage1_tokenizer.tokenizer import FAITHFUL, VIVID
+from stage1_tokenizer.tokenizer import FAITHFUL
 from stage2_prior import Prior
+from stage2_prior.provenance import labels_to_decode
 
 LARGEST_SHEET = 16383  # pixels on a side, of a WebP file
 
@@ -27,21 +28,35 @@ class Album:
     def __init__(self, prior: Prior, tokenizer: Tokenizer, lengths: Sequence[int]) -> None:
         """Start without pictures; ``lengths`` are the prefix lengths that can be chosen."""
         self.prior, self.tokenizer, self.lengths = prior, tokenizer, list(lengths)
-        self.decoders = [name for name in (VIVID, FAITHFUL) if name in tokenizer.decoders]
+        self.decoders = list(dict.fromkeys([tokenizer.decoder_to_see, FAITHFUL]))
         self._codes: list[Tensor] = []
+        self._numbers: list[Tensor] = []  # of their noise
+        self._labels: list[Tensor] = []
         self._stills: list[Tensor] = []
 
-    def add(self, codes: Tensor, labels: Tensor | None, names: Sequence[str]) -> list[Picture]:
+    def add(
+        self,
+        codes: Tensor,
+        labels: Tensor | None,
+        names: Sequence[str],
+        noise: int | None = None,
+    ) -> list[Picture]:
         """Take pictures of codes.
 
         Args:
             codes: int64 (B, N).
             labels: int64 (B,), by which the prior counts the bits; None for no class.
             names: What each is called.
+            noise: Of a decoder that draws: a number that all of them draw by; by default each draws
+                by its own.
         """
         device = self.prior.device
         first = sum(map(len, self._codes))
         self._codes.append(codes.cpu())
+        numbers = torch.arange(first, first + len(codes))
+        self._numbers.append(numbers if noise is None else torch.full_like(numbers, noise))
+        none = torch.full_like(numbers, self.prior.no_class)
+        self._labels.append(none if labels is None else labels.cpu())
         bits = self.prior.bits(codes.to(device), None if labels is None else labels.to(device))
         spent = bits.double().cumsum(1).cpu()[:, [k - 1 for k in self.lengths]]
         return [
@@ -59,16 +74,19 @@ class Album:
         """What the page needs to show the pictures."""
         bits = torch.tensor(self.tokenizer.quantizer.bits).double().cumsum(0)
         codes, sheets = torch.cat(self._codes), {}
+        numbers, labels = torch.cat(self._numbers), torch.cat(self._labels)
         progress = Progress("drawing", len(codes) * len(self.lengths) * len(self.decoders))
         for name in self.decoders:
+            told = labels_to_decode(self.prior, self.tokenizer, name, labels)
             sheets[name] = []
             for k in self.lengths:
-                sheets[name].append(sheet(decode(self.tokenizer, codes[:, :k], name)))
+                images = decode(self.tokenizer, codes[:, :k], name, indices=numbers, labels=told)
+                sheets[name].append(sheet(images))
                 progress.advance(len(codes))
         progress.close()
         return {
             "size": self.tokenizer.config.image_size,
-            "codes": self.tokenizer.num_codes,
+            "codes": self.prior.known_codes,
             "lengths": self.lengths,
             "bits": [round(bits[k - 1].item(), 1) for k in self.lengths],
             "decoders": self.decoders,

@@ -24,7 +24,6 @@ from pqvae.runtime import select_device
 from sampling.found import settle
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid
-from stage1_tokenizer.tokenizer import VIVID
 from stage2_prior import Prior
 from stage2_prior.provenance import open_pair
 
@@ -46,8 +45,9 @@ def build_gallery(args: argparse.Namespace) -> None:
     prior, tokenizer, _ = open_pair(args.prior, args.tokenizer, device)
     found, settings = settle(args.prior, prior, args.given)
     images = _open_images(args, prior)
-    start = found or tokenizer.num_codes
-    album = Album(prior, tokenizer, sorted({*prefix_grid(tokenizer.quantizer.cuts), start}))
+    start = found or prior.known_codes
+    cuts = [k for k in tokenizer.quantizer.cuts if k <= prior.known_codes]
+    album = Album(prior, tokenizer, sorted({*prefix_grid(cuts), start}))
     draw = Draw(prior, settings, args.seed)
     samples = add_samples(album, draw, args.per_class)
     sections = [samples.section]
@@ -112,6 +112,7 @@ def _notes(prior: Prior, tokenizer: Tokenizer, draw: Draw, found: int | None) ->
     ]
     if found:
         notes.append(f"Tuned: samples of {found} codes score best, as sampling.tune has found.")
-    if trained_with := tokenizer.trained_with(VIVID):
-        notes.append(f"The vivid decoder was trained by the features of {trained_with}.")
+    decoder = tokenizer.decoder_to_see
+    if trained_with := tokenizer.trained_with(decoder):
+        notes.append(f"The {decoder} decoder was trained by the features of {trained_with}.")
     return notes

@@ -54,7 +54,7 @@ def add_samples(album: Album, draw: Draw, per_class: int) -> Samples:
     rows = len(classes) or WITHOUT_CLASSES
     numbers = torch.arange(rows * per_class)
     labels = classes[numbers % rows] if names else None
-    N = album.tokenizer.num_codes
+    N = draw.prior.known_codes
     progress, parts = Progress("sampling", len(numbers)), []
     for block in numbers.split(BLOCK_IMAGES):
         given = None if labels is None else labels[block]
@@ -93,7 +93,7 @@ def add_held_out(album: Album, dataset: ImageDataset) -> HeldOut:
     """Take pictures from all over a data set, with the originals."""
     indices = evenly_spaced_indices(dataset, min(HELD_OUT, len(dataset))).tolist()
     images = Selection(dataset, indices)
-    codes = encode(album.tokenizer, images)
+    codes = encode(album.tokenizer, images)[:, : album.prior.known_codes]
     names = [f"held-out picture {number + 1}" for number in range(len(images))]
     labels, classes = None, [""] * len(images)
     if images.labels is not None and dataset.class_names == album.prior.class_names:
@@ -137,7 +137,7 @@ def variations_section(album: Album, draw: Draw, held_out: HeldOut, start: int) 
             ).cpu()
             said = f"{k} code{'s' * (k > 1)} kept"
             called = [f"{origin['name']}, {said}, no. {n + 1}" for n in range(VARIATIONS)]
-            rows.append({"name": said, "pictures": album.add(codes, label, called)})
+            rows.append({"name": said, "pictures": album.add(codes, label, called, noise=place)})
         groups.append({"name": held_out.classes[place], "still": origin["beside"], "rows": rows})
     text = (
         "The first codes of a held-out picture are kept, and what follows is drawn anew. Up to as "

@@ -13,6 +13,7 @@ from pqvae.data.batches import map_images
 from pqvae.errors import UserError
 from pqvae.images import to_float
 from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.tokenizer import FAITHFUL
 
 WINDOW = 11  # pixels
 SIGMA = 1.5  # pixels, of the Gaussian in the window
@@ -28,6 +29,7 @@ def measure(
     measures: Mapping[str, Measure],
     beam: int = 1,
     refine: int = 0,
+    decoder: str = FAITHFUL,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Encode images once, and compare what prefixes of their codes decode to with the originals.
 
@@ -38,6 +40,7 @@ def measure(
         measures: What to measure, by name.
         beam: As in ``Tokenizer.encode``.
         refine: As in ``Tokenizer.encode``.
+        decoder: Whose pictures are measured.
 
     Returns:
         Codes, int64 (n, N), and by name the values of each image, (n, L); all on the CPU.
@@ -45,7 +48,7 @@ def measure(
 
     def compare(originals: Tensor) -> tuple[Tensor, ...]:
         codes = tokenizer.encode(to_float(originals).to(tokenizer.device), beam, refine)
-        decoded = [decode(tokenizer, codes[:, :k]) for k in lengths]
+        decoded = [decode(tokenizer, codes[:, :k], decoder) for k in lengths]
         values = ([of(image, originals).cpu() for image in decoded] for of in measures.values())
         return codes, *(torch.stack(rows, dim=1) for rows in values)
 

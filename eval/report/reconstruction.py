@@ -19,6 +19,7 @@ from eval.report.report import Column, format_report, make_report, write_report
 from eval.subjects.selection import Selection, asked_subset
 from eval.subjects.tokenized import (
     Reconstructions,
+    asked_prefixes,
     load_tokenizer,
     real_images,
     tokenizer_facts,
@@ -31,6 +32,7 @@ from pqvae.plots import NO_PLOT, Panel, save_plot
 from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid, reconstruct, save_prefix_grid
+from stage1_tokenizer.tokenizer import FAITHFUL
 
 PICTURE_ROWS = 2  # of the best, the median and the worst images each
 MEASURED = (
@@ -51,26 +53,32 @@ def report_reconstruction(args: argparse.Namespace, request: Request) -> None:
     split = real.choose(args.split, "test")
     images = asked_subset(real.splits[split](), args.n, "--n")
     name = images.dataset.name
-    extractor, lite0, notes = open_networks(args.extractor, args.weights, device)
+    trained_with = tokenizer.trained_with(args.decoder)
+    extractor, lite0, notes = open_networks(args.extractor, args.weights, device, trained_with)
     if extractor is not None and len(images) < 2:
         raise UserError(f"{name}: rFID needs 2 images or more; pass --extractor none")
 
     lengths = prefix_grid(tokenizer.quantizer.cuts)
+    if args.prefixes:
+        lengths = asked_prefixes(args.prefixes, tokenizer)
     search = {"beam": args.beam, "refine": args.refine}
-    codes, values = measure(tokenizer, images, lengths, _measures(lite0), **search)
+    codes, values = measure(
+        tokenizer, images, lengths, _measures(lite0), **search, decoder=args.decoder
+    )
     bits = list(itertools.accumulate(tokenizer.quantizer.bits))
     table: dict[str, Sequence[float]] = {"codes": lengths, "bits": [bits[k - 1] for k in lengths]}
     table |= {key: of_images.double().mean(0).tolist() for key, of_images in values.items()}
     facts: dict[str, dict[str, Any]] = {
         "images": images.facts(),
         "tokenizer": tokenizer_facts(tokenizer, args.tokenizer) | search,
+        "decoder": {"name": args.decoder, "trained_with": trained_with or None},
         "ssim": {"window": "11x11 Gaussian of sigma 1.5", "over": "red, green and blue"},
         "distance": {} if lite0 is None else distance_facts(),
     }
     if extractor is not None:
         network = extractor.network
         rfid = "r" + score_name("fid", network.suffix)
-        table[rfid] = frechet_distances(extractor, tokenizer, codes, images, lengths)
+        table[rfid] = frechet_distances(extractor, tokenizer, codes, images, lengths, args.decoder)
         facts["extractor"] = network.facts()
         if len(images) < network.dimensions:
             notes.append(
@@ -87,7 +95,7 @@ def report_reconstruction(args: argparse.Namespace, request: Request) -> None:
     plot = request.output.with_suffix(".png")
     picture = plot.with_name(f"{plot.stem}-images.png")
     originals = images.images([place for places in shown.values() for place in places])
-    decoded = reconstruct(tokenizer, originals, lengths, **search)
+    decoded = reconstruct(tokenizer, originals, lengths, args.decoder, **search)
     save_prefix_grid(picture, tokenizer, originals, lengths, decoded)
     drawn = save_plot(plot, _panels(rows, name))
     print(format_report(report, COLUMNS), flush=True)
@@ -97,15 +105,18 @@ def report_reconstruction(args: argparse.Namespace, request: Request) -> None:
 
 
 def open_networks(
-    name: str | None, weights: Path | None, device: torch.device
+    name: str | None, weights: Path | None, device: torch.device, trained_with: str
 ) -> tuple[FeatureExtractor | None, Lite0 | None, list[str]]:
-    """The extractor, the network of the distance, and a note where weights are missing.
+    """The extractor, the network of the distance, and a note where that cannot measure.
 
-    Missing weights are an error only where they were asked for.
+    It cannot where its weights are missing, or where the decoder was trained with it: an error only
+    where it was asked for.
     """
     asked = name == "lite0" or (name is None and weights is not None)
     lite0, notes = None, []
     try:
+        if "lite0" in trained_with:
+            raise UserError(f"the decoder was trained with {trained_with}")
         lite0 = load_lite0(weights if asked else None).to(device)
     except UserError as error:
         if asked:
@@ -121,6 +132,7 @@ def frechet_distances(
     codes: Tensor,
     images: Selection,
     lengths: Sequence[int],
+    decoder: str = FAITHFUL,
 ) -> list[float]:
     """The rFID of reconstructions at each prefix length.
 
@@ -130,11 +142,12 @@ def frechet_distances(
         codes: int64 (n, N).
         images: The n originals.
         lengths: Prefix lengths.
+        decoder: Which of its decoders.
     """
     originals = statistics_of(extractor(images, label="features of originals"))
     distances = []
     for k in lengths:
-        decoded = Reconstructions(tokenizer, codes[:, :k])
+        decoded = Reconstructions(tokenizer, codes[:, :k], decoder)
         found = statistics_of(extractor(decoded, label=f"features at k={k}"))
         distances.append(frechet_distance(found, originals))
     return distances

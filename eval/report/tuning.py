@@ -17,21 +17,21 @@ from eval.measures.near_copies import find_neighbours, pixel_points
 from eval.measures.statistics import Reference
 from eval.networks.extractor import FeatureExtractor, open_extractor
 from eval.subjects.selection import Selection, subset
-from eval.subjects.tokenized import Reconstructions, encode
+from eval.subjects.tokenized import Reconstructions, asked_prefixes, encode
 from pqvae.cli import next_command
 from pqvae.console import format_seconds, say
 from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device
-from sampling.found import write_found
+from sampling.found import check_known, write_found
 from sampling.sampler import sample_codes
-from sampling.settings import SETTINGS, SamplingSettings
+from sampling.settings import SETTINGS
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
-from stage2_prior.provenance import open_pair
+from stage2_prior.provenance import labels_to_decode, open_pair
 
 SEED = 1  # not the one of the pictures that are reported later
 SHORTEST = 2  # codes, of the prefixes that are tried by default
@@ -52,14 +52,14 @@ def tune(args: argparse.Namespace) -> None:
     started = time.monotonic()
     device = select_device(args.device)
     prior, tokenizer, _ = open_pair(args.prior, args.tokenizer, device)
-    prefixes = _prefixes(args.prefixes, tokenizer)
+    prefixes = _prefixes(args.prefixes, tokenizer, prior)
     if any(settings.guidance != 1 for settings in args.settings) and not prior.class_names:
         raise UserError("--guidances: this prior has no classes to be guided to")
     data = recorded_data(prior.provenance, str(args.prior), args.data, "--data")
     images = subset(open_dataset(data, "val"))
     training = subset(open_dataset(data, "train"), MOST_TRAINING)
     judge = _open_judge(args, tokenizer, images, training)
-    rows = _try_all(args, prior, tokenizer, prefixes, judge, encode(tokenizer, images))
+    rows = _try_all(args, prior, tokenizer, prefixes, judge, images)
     best = choose(rows)
     path = write_found(
         args.prior,
@@ -120,14 +120,13 @@ def _open_judge(
     return _Judge(extractor, Reference(features), pixel_points(training)[0])
 
 
-def _prefixes(asked: Sequence[int] | None, tokenizer: Tokenizer) -> list[int]:
-    cuts = tokenizer.quantizer.cuts
+def _prefixes(asked: Sequence[int] | None, tokenizer: Tokenizer, prior: Prior) -> list[int]:
     if asked is None:
+        cuts = [k for k in tokenizer.quantizer.cuts if k <= prior.known_codes]
         return [k for k in prefix_grid(cuts) if SHORTEST <= k <= MOST or k == cuts[-1]]
-    if unknown := [k for k in asked if k not in cuts]:
-        words = tokenizer.quantizer.cuts_in_words
-        raise UserError(f"--prefixes {unknown[0]}: an image has {words} codes")
-    return sorted(set(asked))
+    prefixes = asked_prefixes(asked, tokenizer)
+    check_known(prior, "--prefixes", prefixes[-1])
+    return prefixes
 
 
 def _try_all(
@@ -136,28 +135,28 @@ def _try_all(
     tokenizer: Tokenizer,
     prefixes: Sequence[int],
     judge: "_Judge",
-    held_out: Tensor,
+    images: Selection,
 ) -> list[dict[str, Any]]:
-    """A row for each setting and prefix length; ``held_out`` are other images' codes."""
+    """A row for each setting and prefix length; ``images`` are held-out ones."""
+    decoder = tokenizer.decoder_to_see
 
-    def pictures(codes: Tensor, k: int) -> Reconstructions:
-        return Reconstructions(tokenizer, codes[:, :k], tokenizer.decoder_to_see)
+    def pictures(codes: Tensor, k: int, labels: Tensor | None) -> Reconstructions:
+        told = labels_to_decode(prior, tokenizer, decoder, labels)
+        return Reconstructions(tokenizer, codes[:, :k], decoder, told)
 
-    beside = {k: judge.near_copies(pictures(held_out, k), "held_out_") for k in prefixes}
+    held = encode(tokenizer, images)
+    beside = {k: judge.near_copies(pictures(held, k, images.labels), "held_out_") for k in prefixes}
     rows: list[dict[str, Any]] = []
+    labels = None
+    if prior.class_names:
+        labels = class_labels(SEED, torch.arange(args.n), prior.class_counts)
     for settings in args.settings:
-        codes = _draw(prior, args.n, max(prefixes), settings)
+        codes = sample_codes(prior, labels, torch.arange(args.n), SEED, max(prefixes), settings)
         for k in prefixes:  # a shorter sequence of codes begins the longer one
-            scores = judge.score(pictures(codes, k))
+            scores = judge.score(pictures(codes, k, labels))
             rows.append({"prefix": k, **asdict(settings), **scores, **beside[k]})
             say(_line(rows[-1]))
     return rows
-
-
-def _draw(prior: Prior, n: int, length: int, settings: SamplingSettings) -> Tensor:
-    indices = torch.arange(n)
-    labels = class_labels(SEED, indices, prior.class_counts) if prior.class_names else None
-    return sample_codes(prior, labels, indices, SEED, length, settings)
 
 
 @dataclass(frozen=True)

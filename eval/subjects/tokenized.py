@@ -63,6 +63,18 @@ def real_images(tokenizer: Tokenizer, folder: Path, given: str | None) -> RealIm
     return open_named(data, tokenizer.provenance.get("data_hash"))
 
 
+def asked_prefixes(asked: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """The prefix lengths of --prefixes, ascending.
+
+    Raises:
+        UserError: One does not decode.
+    """
+    quantizer = tokenizer.quantizer
+    if unknown := [k for k in asked if k not in quantizer.cuts]:
+        raise UserError(f"--prefixes {unknown[0]}: an image has {quantizer.cuts_in_words} codes")
+    return sorted(set(asked))
+
+
 def encode(tokenizer: Tokenizer, images: Selection, beam: int = 1) -> Tensor:
     """Codes of images, int64 (n, N), on the CPU."""
 
@@ -72,16 +84,24 @@ def encode(tokenizer: Tokenizer, images: Selection, beam: int = 1) -> Tensor:
     return map_images(images, range(len(images)), codes, "encoding")
 
 
-def decode(tokenizer: Tokenizer, codes: Tensor, decoder: str = FAITHFUL) -> Tensor:
-    """Codes (B, k) to uint8 (B, 3, H, W) on the CPU."""
-    return to_uint8(tokenizer.decode(codes.to(tokenizer.device), decoder)).cpu()
+def decode(tokenizer: Tokenizer, codes: Tensor, decoder: str = FAITHFUL, **drawn: Any) -> Tensor:
+    """Codes (B, k) to uint8 (B, 3, H, W) on the CPU; ``drawn`` as in ``Tokenizer.decode``."""
+    return to_uint8(tokenizer.decode(codes, decoder, **drawn)).cpu()
 
 
 class Reconstructions:
     """What prefixes of codes decode to, as images by number: they are decoded when asked for."""
 
-    def __init__(self, tokenizer: Tokenizer, codes: Tensor, decoder: str = FAITHFUL) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        codes: Tensor,
+        decoder: str = FAITHFUL,
+        labels: Tensor | None = None,
+    ) -> None:
+        """Take codes (n, k), and the classes (n,) that a decoder that draws is told."""
         self._tokenizer, self._codes, self._decoder = tokenizer, codes, decoder
+        self._labels = labels
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -91,9 +111,13 @@ class Reconstructions:
         return self._tokenizer.config.image_size
 
     def images(self, indices: Sequence[int] | Tensor, /) -> Tensor:
-        chosen = self._codes[torch.as_tensor(indices, dtype=torch.int64)]
-        parts = chosen.split(chunk_size(self.image_size))
-        return torch.cat([decode(self._tokenizer, part, self._decoder) for part in parts])
+        parts = torch.as_tensor(indices, dtype=torch.int64).split(chunk_size(self.image_size))
+        return torch.cat([self._decode(part) for part in parts])
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        labels = None if self._labels is None else self._labels[indices]
+        codes = self._codes[indices]
+        return decode(self._tokenizer, codes, self._decoder, indices=indices, labels=labels)
 
 
 def tokenizer_facts(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:

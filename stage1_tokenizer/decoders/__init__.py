@@ -4,9 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from stage1_tokenizer.config import ArchitectureConfig
-from stage1_tokenizer.decoder_config import DecoderConfig, DirectConfig, RefinedConfig
+from stage1_tokenizer.decoder_config import (
+    DecoderConfig,
+    DirectConfig,
+    DrawnConfig,
+    RefinedConfig,
+)
 from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.decoders.direct import DirectDecoder
+from stage1_tokenizer.decoders.drawn import DrawnDecoder
 from stage1_tokenizer.decoders.refined import RefinedDecoder
 
 # Of a config, the architecture, a latent's shape and the number of codes.
@@ -15,4 +21,5 @@ Build = Callable[[Any, ArchitectureConfig, tuple[int, int, int], int], Decoder]
 KINDS: dict[type[DecoderConfig], Build] = {
     DirectConfig: DirectDecoder,
     RefinedConfig: RefinedDecoder,
+    DrawnConfig: DrawnDecoder,
 }

@@ -6,7 +6,6 @@ holds decoders by name, all of the same codes: training one further leaves the c
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +17,12 @@ class Decoder(nn.Module, ABC):
 
     Attributes:
         config: Of this kind.
+        noise_size: How many normal numbers a picture is drawn from; 0: the codes decide it alone.
+        class_names: The classes that a decoder that draws can be told.
     """
+
+    noise_size = 0
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -26,15 +30,21 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, latents: Tensor, prefix_lengths: Tensor, generator: torch.Generator | None = None
+        self,
+        latents: Tensor,
+        prefix_lengths: Tensor,
+        noise: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Decode.
 
         Args:
             latents: f_k, float32 (B, D), whatever the decoder's own type is.
             prefix_lengths: k of each, int64 (B,) in 1..N: a blurred latent of few codes asks for
-                another picture than a sharp one of many.
-            generator: Of a decoder that draws what the codes leave unsaid; others need none.
+                another picture than a sharp one of many. A decoder that draws knows 0, too.
+            noise: Of a decoder that draws what the codes leave unsaid: normal numbers, float32
+                (B, noise_size). None is no noise.
+            labels: Of such a decoder: the class of each, int64 (B,). None is no class.
         """
 
     def loss(

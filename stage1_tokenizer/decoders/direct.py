@@ -41,7 +41,11 @@ class DirectDecoder(Decoder):
         self.shortcut = nn.ConvTranspose2d(architecture.latent_channels, 3, patch, stride=patch)
 
     def forward(
-        self, latents: Tensor, prefix_lengths: Tensor, generator: torch.Generator | None = None
+        self,
+        latents: Tensor,
+        prefix_lengths: Tensor,
+        noise: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         return self.grow(self.features(latents, prefix_lengths), latents)
 

@@ -48,7 +48,11 @@ class RefinedDecoder(Decoder):
         nn.init.zeros_(self.to_full[-1].bias)  # type: ignore[bad-argument-type]
 
     def forward(
-        self, latents: Tensor, prefix_lengths: Tensor, generator: torch.Generator | None = None
+        self,
+        latents: Tensor,
+        prefix_lengths: Tensor,
+        noise: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         coarse = self.direct.features(latents, prefix_lengths)
         picture = self.direct.grow(coarse, latents)

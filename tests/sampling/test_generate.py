@@ -273,7 +273,7 @@ def test_a_class_may_be_given_by_name_or_number(generate: Generate, tmp_path: Pa
         (["--class", "3"], "--class 3: the classes are circles, squares, stripes"),
         (["--class", "-1"], "--class"),
         (["--prefix", "7"], "--prefix 7: an image has 1 to 6 codes"),
-        (["--prefix", "0"], "argument --prefix: '0' is not a whole number of at least 1"),
+        (["--prefix", "0"], "--prefix 0: an image has 1 to 6 codes"),
         (["--temperature", "-1"], "--temperature must be 0 to 10, not -1.0"),
         (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         (["--temperature", "nan"], "--temperature must be 0 to 10, not nan"),
@@ -344,8 +344,7 @@ def test_pictures_are_drawn_by_the_vivid_decoder_where_there_is_one(
 ) -> None:
     copy = tmp_path / "tokenizer"
     tokenizer = Tokenizer.from_pretrained(tiny_run.tokenizer)
-    decoder = tokenizer.add_decoder("vivid", DirectConfig())
-    decoder.init_from_faithful(tokenizer.decoder())
+    tokenizer.add_decoder("vivid", DirectConfig())
     trained_with = {"decoders": {"vivid": {"trained_with": "a network of labels"}}}
     tokenizer.save_pretrained(copy, {**tokenizer.provenance, **trained_with})
     arguments = ["--n", "3", "--prior", str(prior), "--tokenizer", str(copy), "--device", "cpu"]

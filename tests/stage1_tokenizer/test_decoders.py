@@ -42,7 +42,11 @@ class FlatDecoder(Decoder):
         self.colour = nn.Linear(math.prod(latent_shape), 3)
 
     def forward(
-        self, latents: Tensor, prefix_lengths: Tensor, generator: torch.Generator | None = None
+        self,
+        latents: Tensor,
+        prefix_lengths: Tensor,
+        noise: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         colours = self.colour(latents) + self.brightness
         return colours[:, :, None, None].expand(-1, -1, self.size, self.size)
