@@ -19,7 +19,7 @@ from stage1_tokenizer.decoder_task import DecoderTask, finish
 from stage1_tokenizer.decoders.drawn import DrawnDecoder
 from stage1_tokenizer.drawn_config import Config
 from stage1_tokenizer.drawn_objective import DrawnObjective
-from stage1_tokenizer.prefixes import evenly_spaced_indices
+from stage1_tokenizer.prefixes import evenly_spaced_indices, residual_shares
 from stage1_tokenizer.tokenizer import DRAWN
 
 MEASURED = 2000  # training images at most, of whose latents the covariance is taken
@@ -59,9 +59,11 @@ class DrawnTask(DecoderTask[Config, DrawnDecoder]):
             return self.tokenizer.latents(to_float(images).to(self.runtime.device))
 
         measured = map_images(self.train_images, indices, latents)
+        shares = residual_shares(self.tokenizer, self.train_images, len(indices))
+        left = dict(zip(self.tokenizer.quantizer.cuts, shares, strict=True))
         for decoder in (self.decoder, self.trained):
             decoder.init_from_faithful(self.tokenizer.decoder())
-            decoder.init_from_latents(measured)
+            decoder.init_from_latents(measured, left)
         self.objective.start(self.train_images)
 
     def loss(self, step: int, part: slice) -> dict[str, Tensor]:

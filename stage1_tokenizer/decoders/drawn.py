@@ -7,6 +7,7 @@ latent drawn from the normal distribution that has the mean and the covariance o
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from einops import rearrange
@@ -35,6 +36,7 @@ class DrawnDecoder(Decoder):
 
     mean: Tensor
     axes: Tensor
+    unsaid: Tensor
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class DrawnDecoder(Decoder):
         axes = min(LATENT_NOISE, math.prod(latent_shape))
         self.register_buffer("mean", torch.zeros(math.prod(latent_shape)))
         self.register_buffer("axes", torch.zeros(axes, math.prod(latent_shape)))
+        self.register_buffer("unsaid", torch.ones(num_codes + 1))
         ups = len(architecture.widths)
         widths = [min(config.width, config.full_width << level) for level in reversed(range(ups))]
         coarse = architecture.widths[-1]
@@ -94,6 +97,8 @@ class DrawnDecoder(Decoder):
         labels: Tensor | None = None,
     ) -> Tensor:
         noise = latents.new_zeros(len(latents), self.noise_size) if noise is None else noise
+        # Noise in proportion to what is left to say: it should not outshout many codes.
+        noise = noise * self.unsaid[prefix_lengths].unsqueeze(1)
         pieces = noise.split([math.prod(shape) for shape in self.noise_shapes], dim=1)
         for_all, for_latents, for_map, *for_ups = (
             piece.unflatten(1, shape)
@@ -123,8 +128,13 @@ class DrawnDecoder(Decoder):
     def init_from_faithful(self, faithful: Decoder) -> None:
         self.direct.load_state_dict(faithful.state_dict())
 
-    def init_from_latents(self, latents: Tensor) -> None:
-        """Take mean and covariance of training images' latents f, float32 (n, D)."""
+    def init_from_latents(self, latents: Tensor, left: Mapping[int, float]) -> None:
+        """Take mean and covariance of training images' latents f, float32 (n, D).
+
+        And the share of |f|^2 that k codes leave, for each k that decodes.
+        """
+        for k, share in left.items():
+            self.unsaid[k] = share**0.5
         values, vectors = torch.linalg.eigh(torch.cov(latents.double().cpu().T))
         axes = vectors.T * values.clamp_min(0).sqrt().unsqueeze(1)
         self.mean.copy_(latents.mean(0))

@@ -32,7 +32,7 @@ def direct_and_drawn(downsamplings: int) -> tuple[DirectDecoder, DrawnDecoder, T
     drawn = DrawnDecoder(config, architecture, SHAPE, N)
     latents = 3 + torch.randn(500, math.prod(SHAPE)) @ torch.randn(64, 64)
     drawn.init_from_faithful(direct)
-    drawn.init_from_latents(latents)
+    drawn.init_from_latents(latents, {k: 1 / (k + 1) for k in range(1, N + 1)})
     return direct, drawn, latents
 
 
@@ -105,6 +105,18 @@ def test_a_picture_depends_on_codes_noise_and_class_and_on_its_row_alone() -> No
         assert torch.equal(first, draw(latents, two, changed, class_a)) == same
         none = draw(latents, two * 0, changed, class_a)
         assert not torch.equal(none, draw(latents, two * 0, noise[:1], class_a))
+
+
+def test_the_more_the_codes_say_the_less_the_noise_does() -> None:
+    _, drawn, _ = direct_and_drawn(2)
+    let_it_draw(drawn)
+    latents, noise = torch.randn(1, 64).expand(8, -1), torch.randn(8, drawn.noise_size)
+    spread = []
+    for k in (1, 3, N):
+        with torch.no_grad():
+            pictures = drawn(latents, torch.full((8,), k), noise)
+        spread.append(float(pictures.std(0).mean()))
+    assert spread[0] > spread[1] > spread[2]
 
 
 def test_without_codes_a_latent_of_the_measured_mean_and_covariance_is_decoded() -> None:
