@@ -70,11 +70,11 @@ def settle(
 
 
 def check_known(prior: Prior, option: str, prefix: int) -> None:
-    """Check that a prior has been trained on so many codes.
+    """Check that a prior has been trained on so many codes, where an image has so many.
 
     Raises:
         UserError: It has not.
     """
-    if prefix > prior.known_codes:
+    if len(prior.sizes) >= prefix > prior.known_codes:
         known = f"this prior was trained on the first {prior.known_codes} codes alone"
         raise UserError(f"{option} {prefix}: {known}")
