@@ -204,6 +204,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
+def to_levels(images: Tensor) -> Tensor:
+    """Float in [-1, 1] to float in [0, 255], neither rounded nor clipped."""
+    return (images + 1) * 127.5
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Float in [-1, 1] (clipped) to uint8 in [0, 255], rounded to nearest."""
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

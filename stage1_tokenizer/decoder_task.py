@@ -16,7 +16,7 @@ from pqvae.data.dataset import ImageDataset, open_splits
 from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
-from pqvae.images import psnr, to_float, to_uint8
+from pqvae.images import psnr, to_float, to_levels, to_uint8
 from pqvae.pretrained import model_folder, recorded_data
 from pqvae.runtime import Runtime, machine, versions
 from pqvae.training.task import Evaluation
@@ -116,7 +116,7 @@ class DecoderTask(ABC, Generic[C, D]):
         """
 
         def features(images: Tensor) -> tuple[list[Tensor], Tensor]:
-            layers = lite0.enlarged_layers(self.network, (images + 1) * 127.5)
+            layers = lite0.enlarged_layers(self.network, to_levels(images))
             return lite0.unit_lengths(layers, COMPARED), self.network.pooled(layers[-1])
 
         def compare(originals: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from pqvae import lite0
 from pqvae.data.dataset import ImageDataset
-from pqvae.images import to_float
+from pqvae.images import to_float, to_levels
 from stage1_tokenizer.decoder_config import COMPARED
 from stage1_tokenizer.discriminator import BLOCKS, Discriminator, hinge_loss
 from stage1_tokenizer.drawn_config import DrawnObjectiveConfig
@@ -106,7 +106,7 @@ class DrawnObjective:
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """Features of all layers, of float images (B, 3, H, W) in [-1, 1]."""
-        return lite0.enlarged_layers(self.network, (images + 1) * 127.5)
+        return lite0.enlarged_layers(self.network, to_levels(images))
 
 
 def _energy(made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:

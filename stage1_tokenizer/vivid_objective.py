@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from pqvae import distributed, lite0
 from pqvae.data.batches import map_images
 from pqvae.data.dataset import ImageDataset
+from pqvae.images import to_levels
 from stage1_tokenizer.decoder_config import COMPARED, VividObjectiveConfig
 from stage1_tokenizer.frechet import FrechetLoss
 from stage1_tokenizer.prefixes import evenly_spaced_indices
@@ -60,7 +61,7 @@ class VividObjective:
             with torch.no_grad():
                 wanted = self.layers(images)
             last = LAST if matches else max(COMPARED)
-            made = lite0.enlarged_layers(self.network, _levels(pictures), last)
+            made = lite0.enlarged_layers(self.network, to_levels(pictures), last)
             distance = lite0.layers_distance(lite0.unit_lengths(made, COMPARED), wanted).mean()
             mse = F.mse_loss(pictures, images)
             loss = distance + self.config.squared_error * mse
@@ -85,7 +86,7 @@ class VividObjective:
 
     def layers(self, images: Tensor) -> list[Tensor]:
         """What the distance compares, of float images (B, 3, H, W) in [-1, 1]."""
-        return lite0.unit_layers(self.network, _levels(images), COMPARED)
+        return lite0.unit_layers(self.network, to_levels(images), COMPARED)
 
     def frechet_distance(self) -> Tensor:
         """How far all made pictures are from all real ones, a mean over what is matched."""
@@ -108,8 +109,3 @@ class VividObjective:
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         for term, buffers in zip(self.terms, state, strict=True):
             term.load_state_dict(buffers)
-
-
-def _levels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as the network takes them, in [0, 255]."""
-    return (images + 1) * 127.5
