@@ -20,6 +20,7 @@ from pqvae.errors import UserError
 from pqvae.images import read_picture, to_float
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
+from stage2_prior.provenance import check_known
 
 CLASSES_AT_ONCE = 64
 
@@ -56,6 +57,8 @@ def open_control(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -
         raise UserError(
             f"--keep {args.keep}: an image has {tokenizer.quantizer.cuts_in_words} codes"
         )
+    if not args.mix:
+        check_known(prior, "--keep", args.keep)
     paths = args.mix or [args.picture]
     size = tokenizer.config.image_size
     pictures = torch.stack([read_picture(path, size) for path in paths])

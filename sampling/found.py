@@ -47,10 +47,10 @@ def settle(
             not used.
 
     Returns:
-        How many codes to draw, None for all, and how.
+        How many codes to draw, None for all that the prior knows, and how.
 
     Raises:
-        UserError: Guidance is asked of a prior without classes, or more codes than it knows.
+        UserError: Guidance is asked of a prior without classes.
     """
     found = read_found(folder, prior.content_hash)
     if keep and "prefix" in found and "prefix" not in given and found["prefix"] <= keep:
@@ -60,21 +60,7 @@ def settle(
     if used:
         say(f"settings that sampling.tune has found: {', '.join(used)}")
     prefix = chosen.pop("prefix")
-    if prior.known_codes < len(prior.sizes) and "prefix" not in given:
-        prefix = prefix or prior.known_codes
-    check_known(prior, "--prefix", prefix or 0)
     settings = SamplingSettings(**chosen)
     if settings.guidance != 1 and not prior.class_names:
         raise UserError("--guidance: this prior has no classes to be guided to")
     return prefix, settings
-
-
-def check_known(prior: Prior, option: str, prefix: int) -> None:
-    """Check that a prior has been trained on so many codes, where an image has so many.
-
-    Raises:
-        UserError: It has not.
-    """
-    if len(prior.sizes) >= prefix > prior.known_codes:
-        known = f"this prior was trained on the first {prior.known_codes} codes alone"
-        raise UserError(f"{option} {prefix}: {known}")

@@ -29,7 +29,7 @@ from sampling.settings import BUILT_IN
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
-from stage2_prior.provenance import labels_to_decode, open_pair
+from stage2_prior.provenance import check_known, labels_to_decode, open_pair
 
 
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -76,11 +76,15 @@ def _settle(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> Non
     """Put ``settings`` and ``prefix`` into the arguments: as given, as found, or as built in."""
     given = {**BUILT_IN, **args.given} if args.mix else args.given  # of a mix nothing is drawn
     prefix, args.settings = settle(args.prior, prior, given, args.keep or 0)
-    args.prefix = tokenizer.num_codes if prefix is None else prefix
+    args.prefix = prefix
+    if prefix is None:
+        args.prefix = tokenizer.num_codes if args.mix else prior.known_codes
     draws = tokenizer.decoder(args.decoder or tokenizer.decoder_to_see).noise_size > 0
     if args.prefix not in tokenizer.quantizer.cuts and not (draws and args.prefix == 0):
         known = tokenizer.quantizer.cuts_in_words
         raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
+    if not args.mix:
+        check_known(prior, "--prefix", args.prefix)
 
 
 def _record(

@@ -94,6 +94,17 @@ def labels_to_decode(
     return labels if known and known == prior.class_names else None
 
 
+def check_known(prior: Prior, option: str, k: int) -> None:
+    """Check that a prior has been trained on the first k codes.
+
+    Raises:
+        UserError: It has not; names the option.
+    """
+    if k > prior.known_codes:
+        known = f"this prior was trained on the first {prior.known_codes} codes alone"
+        raise UserError(f"{option} {k}: {known}")
+
+
 def tokenizer_hashes(prior: Prior, tokenizer: Tokenizer) -> tuple[str, str]:
     """What a prior wants its tokenizer's hash to be, and what it is.
 

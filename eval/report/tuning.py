@@ -24,14 +24,14 @@ from pqvae.data.dataset import open_dataset
 from pqvae.errors import UserError
 from pqvae.pretrained import recorded_data
 from pqvae.runtime import select_device
-from sampling.found import check_known, write_found
+from sampling.found import write_found
 from sampling.sampler import sample_codes
 from sampling.settings import SETTINGS
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.prefixes import prefix_grid
 from stage2_prior import Prior
 from stage2_prior.drawing import class_labels
-from stage2_prior.provenance import labels_to_decode, open_pair
+from stage2_prior.provenance import check_known, labels_to_decode, open_pair
 
 SEED = 1  # not the one of the pictures that are reported later
 SHORTEST = 2  # codes, of the prefixes that are tried by default

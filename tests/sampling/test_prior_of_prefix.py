@@ -39,6 +39,19 @@ def test_samples_have_as_many_codes_and_no_more(
     assert said in capsys.readouterr().err
 
 
+def test_no_more_codes_are_kept_than_it_knows_but_a_mix_draws_none(
+    short_prior: Path, tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, details = [str(path) for path in sorted(tiny_run.data.rglob("*.png"))[:2]]
+    given = ["--prior", str(short_prior), "--device", "cpu", "--keep", "4"]
+    varied = [*given, "--n", "2", "--from", plan, "--out", str(tmp_path / "varied")]
+    assert generate.main(varied) == 2
+    said = "--keep 4: this prior was trained on the first 3 codes alone"
+    assert said in capsys.readouterr().err
+    mixed = [*given, "--mix", plan, details, "--prefix", "5", "--out", str(tmp_path / "mixed")]
+    assert generate.main(mixed) == 0
+
+
 def test_the_gallery_and_the_search_for_settings_stop_there(
     short_prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,5 +60,6 @@ def test_the_gallery_and_the_search_for_settings_stop_there(
     assert gallery.main([*given, "--out", str(page), "--per-class", "1"]) == 0
     content = content_of(page)
     assert (content["codes"], content["lengths"][-1]) == (3, 3)
+    assert not content["found"]  # nothing was tuned
     assert tune.main([*given, "--prefixes", "4"]) == 2
     assert "this prior was trained on the first 3 codes alone" in capsys.readouterr().err
