@@ -92,7 +92,18 @@ def decode_image(data: bytes, size: int) -> Tensor:
             values of which it is not known which is white.
     """
     with _as_image_error(data):
-        return torch.from_numpy(np.array(_decode(data, size))).permute(2, 0, 1)
+        return _to_tensor(_decode(data, size)[0])
+
+
+def decode_whole(data: bytes, size: int) -> tuple[Tensor, tuple[int, int]]:
+    """The same of all of the frame, squeezed into the square.
+
+    Returns:
+        uint8 (3, size, size); and the picture's own width and height in pixels, upright.
+    """
+    with _as_image_error(data):
+        image, shape = _decode(data, size, whole=True)
+        return _to_tensor(image), shape
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -140,10 +151,20 @@ _TURNS = {
 }
 
 
-def _decode(data: bytes, size: int) -> Image.Image:
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+# Of these, the ones that swap width and height.
+_QUARTERS = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+
+
+def _decode(data: bytes, size: int, whole: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture squeezed into a square, or its central square; and how large it is, upright."""
     bare, metadata = split_file(data)
     image = _open(bare)
-    scale = _draft_scale(image, size)
+    scale = _draft_scale(image, size, whole)
+    shape = image.size
     width, height = image.width / scale, image.height / scale
     if scale > 1:  # JPEG decodes at a lower size then
         image.draft(None, (int(width), int(height)))
@@ -151,7 +172,7 @@ def _decode(data: bytes, size: int) -> Image.Image:
     image.decodermaxblock = len(bare)  # in one piece, of which nothing is decoded twice
     image.load()
     if scale == 1:  # ICO knows its size only now
-        width, height = image.size
+        width, height = shape = image.size
         _check_size(image)
     if bare is data and image.format != "TIFF":  # which Pillow turns by itself
         kept = (image.info.get(key) or b"" for key in ("exif", "xmp"))
@@ -159,12 +180,14 @@ def _decode(data: bytes, size: int) -> Image.Image:
     low = _low_bytes(bare) if rawmode == "RGB;16B" and "transparency" in image.info else None
     alpha = keyed_alpha(image, rawmode, low) if rawmode else None
     image = to_rgb(image, metadata.profile or image.info.get("icc_profile") or b"", alpha)
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
+    across, down = (width, height) if whole else (min(width, height),) * 2
+    left, top = (width - across) / 2, (height - down) / 2
+    box = (left, top, left + across, top + down)
     image = image.resize((size, size), Image.Resampling.LANCZOS, box)
     turn = _TURNS.get(metadata.orientation)
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image, shape
+    return image.transpose(turn), shape[::-1] if turn in _QUARTERS else shape
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -178,7 +201,7 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError(f"{image.width}x{image.height} is over {MAX_PIXELS:,} pixels")
 
 
-def _draft_scale(image: Image.Image, size: int) -> int:
+def _draft_scale(image: Image.Image, size: int, whole: bool) -> int:
     """By how much a JPEG may be decoded smaller: pixels come out as if it had not been.
 
     Its blocks reach beyond borders, where anything may be; so only by what divides a side whose
@@ -186,7 +209,8 @@ def _draft_scale(image: Image.Image, size: int) -> int:
     """
     short, long = sorted(image.size)
     reach = DRAFTED * short / size + 8  # pixels beyond the square that it is cut to
-    borders = short if (long - short) / 2 > reach else math.gcd(short, long)
+    inside = not whole and (long - short) / 2 > reach
+    borders = short if inside else math.gcd(short, long)
     fit = (scale for scale in (8, 4, 2) if borders % scale == 0 and short >= DRAFTED * size * scale)
     return next(fit, 1) if image.format == "JPEG" else 1
 

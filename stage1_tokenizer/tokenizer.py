@@ -22,6 +22,7 @@ from stage1_tokenizer.encoder import Encoder
 from stage1_tokenizer.quantizers.codes import Codes, as_codes
 from stage1_tokenizer.quantizers.contract import Quantizer
 from stage1_tokenizer.refine import refine as refined_codes
+from stage1_tokenizer.shipped import find_model
 from stage1_tokenizer.version1 import upgrade_config, upgrade_tensors
 
 FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under squared error
@@ -281,10 +282,13 @@ class Tokenizer(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
         """Load a model or run folder, in evaluation mode, on the CPU.
 
+        Args:
+            folder: Its path; or the name of a model that comes with the package, as "photos".
+
         Raises:
             UserError: The folder is missing, damaged, or holds another kind of model.
         """
-        folder = Path(folder)
+        folder = find_model(folder)
         stored = load_model(folder, "tokenizer")
         config, tensors = dict(stored.config), stored.tensors
         if stored.version == 1:

@@ -99,13 +99,14 @@ class Book(nn.Module):
             members: Which p of the P positions.
 
         Returns:
-            float32 (B, p, K), -inf where a position has no such code.
+            float32 (B, p, K), or float64 of such a prior; -inf where a position has no such code.
         """
         by_table = F.linear(hidden * self.gain[members], self.head)
         if self.placements is not None:
             directed = torch.einsum("bpf,pnf->bpn", directed, self.placements[members])
         by_meaning = F.linear(directed, self.meaning) / self.norms[members]
-        logits = by_table.float() + by_meaning.float() + self.bias[members]
+        precision = torch.promote_types(by_table.dtype, torch.float32)
+        logits = by_table.to(precision) + by_meaning.to(precision) + self.bias[members]
         if min(self.sizes) == max(self.sizes):  # none is missing
             return logits
         return logits.masked_fill(self.missing[members], -torch.inf)

@@ -51,7 +51,9 @@ class CachedLayers:
         """
         assert layers.rotary_pos_emb is not None
         angles, _ = layers.rotary_pos_emb.forward_from_seq_len(steps)
-        angles = angles[0, :, ::2].float()  # each is there twice
+        weight = next(layers.parameters())
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        angles = angles[0, :, ::2].to(precision)  # each is there twice
         turns = torch.polar(torch.ones_like(angles), angles)
         self.blocks: list[tuple[nn.Module, nn.Module | CachedAttention]] = []
         for norms, block, _ in layers.layers:  # type: ignore[not-iterable]
@@ -83,8 +85,8 @@ class CachedAttention:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         projected = F.linear(inputs, self.weight).unflatten(-1, (3, self.heads, -1))
-        pairs = F.normalize(projected[:, 0, :2].float(), dim=-1).unflatten(-1, (-1, 2))
-        turned = torch.view_as_complex(pairs) * self.turns[self.length]
+        directions = F.normalize(projected[:, 0, :2].to(self.turns.real.dtype), dim=-1)
+        turned = torch.view_as_complex(directions.unflatten(-1, (-1, 2))) * self.turns[self.length]
         queries, keys = torch.view_as_real(turned).flatten(-2).to(self.kept.dtype).unbind(1)
         self.kept[0, :, :, self.length] = keys
         self.kept[1, :, :, self.length] = projected[:, 0, 2]

@@ -12,8 +12,8 @@ from torch import Tensor
 from stage2_prior.layers import CachedLayers
 from stage2_prior.prior import Prior
 
-# (step, logits) -> codes: float32 (B, p, K), -inf where there is no such code, -> int64 (B, p), for
-# the p positions ``prior.sequence.steps[step]``.
+# (step, logits) -> codes: float32 (B, p, K), float64 of such a prior, and -inf where there is no
+# such code, -> int64 (B, p), for the p positions ``prior.sequence.steps[step]``.
 Choose = Callable[[int, Tensor], Tensor]
 
 

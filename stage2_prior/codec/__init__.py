@@ -1,0 +1,1 @@
+"""Pictures as a few bytes: the .pq file, and the ways to write codes into it."""

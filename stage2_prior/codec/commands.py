@@ -1,0 +1,176 @@
+"""What ``pqvae encode``, ``decode``, ``info``, ``placeholder``, ``similar`` and ``tables`` do."""
+
+import argparse
+import functools
+
+import torch
+from torch import Tensor
+
+from pqvae.data.dataset import open_dataset
+from pqvae.errors import UserError
+from pqvae.images import decode_whole, encode_png
+from pqvae.pretrained import model_folder, recorded_data
+from pqvae.runtime import select_device
+from stage1_tokenizer import Tokenizer
+from stage1_tokenizer.shipped import find_model
+from stage2_prior.codec.container import HEADER, FormatError, Mode
+from stage2_prior.codec.jobs import PICTURES, PQ, Reader, check_free, find_files, plan, write
+from stage2_prior.codec.near import near_pairs
+from stage2_prior.codec.pictures import Codec, Content, Length
+from stage2_prior.codec.static import StaticCoder
+from stage2_prior.codes import encode_dataset
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Write pictures as .pq files.
+
+    Raises:
+        UserError: An input is missing or no picture, a result is there, or so few bytes hold none.
+    """
+    jobs = plan(args.inputs, PICTURES, args.out, ".pq")
+    check_free(jobs, args.force)
+    codec = _open_codec(args)
+    length = Length(args.bytes, args.prefix, args.psnr)
+    mode, sizes = Mode[args.mode.upper()], []
+    reader = Reader(jobs, "encoding")
+    for chunk in reader(functools.partial(decode_whole, size=codec.image_size)):
+        if not chunk:
+            continue
+        images, shapes = torch.stack([image for _, (image, _) in chunk]), [s for _, (_, s) in chunk]
+        files = codec.compress(images, shapes, length, mode=mode, effort=args.effort)
+        for (job, _), data in zip(chunk, files, strict=True):
+            write(job.place, data)
+            sizes.append(len(data))
+    made = f"{len(sizes)} files" if len(jobs) > 1 else str(jobs[0].place)
+    least, most = min(sizes), max(sizes)
+    of_bytes = f"{least} bytes" if least == most else f"{least} to {most} bytes"
+    print(f"made {made} of {of_bytes}{_but(reader)}; look: pqvae decode {args.out} -o ...")
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Draw .pq files, or a placeholder, as PNGs.
+
+    Raises:
+        UserError: An input is missing or damaged, or a result is there.
+    """
+    if args.placeholder is not None and args.inputs:
+        raise UserError("give .pq files or --placeholder, not both")
+    if args.placeholder is None and not args.inputs:
+        raise UserError("give .pq files, folders of them, or --placeholder TEXT")
+    jobs = plan(args.inputs, PQ, args.out, ".png") if args.inputs else []
+    if not jobs and args.out.suffix.lower() != ".png":
+        raise UserError(f"-o {args.out}: must end in .png")
+    check_free(jobs, args.force)
+    if not jobs and args.out.exists() and not args.force:
+        raise UserError(f"{args.out}: there already; --force replaces it")
+    codec = _open_codec(args)
+    if not jobs:
+        codes = codec.read_placeholder(args.placeholder)
+        write(args.out, encode_png(codec.show(codes, args.decoder, args.side)))
+        print(f"made {args.out} of {len(codes)} codes")
+        return
+    reader, cut = Reader(jobs, "decoding"), 0
+    for chunk in reader(codec.read):
+        for job, content in chunk:
+            cut += not content.whole
+            picture = codec.decompress(content, args.decoder, args.side)
+            write(job.place, encode_png(picture))
+    made = f"{len(jobs) - reader.passed_over} pictures" if len(jobs) > 1 else str(jobs[0].place)
+    were = f"; {cut} cut off, and so coarser" if cut else ""
+    print(f"made {made}{were}{_but(reader)}")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Print what .pq files hold, a line each.
+
+    Raises:
+        UserError: An input is missing or damaged.
+    """
+    jobs = find_files(args.inputs, PQ)
+    codec = _open_codec(args)
+    reader = Reader(jobs, "reading")
+    for chunk in reader(lambda data: (len(data), codec.read(data))):
+        for job, (size, content) in chunk:
+            print(f"{job.source}: {_describe(size, content)}")
+
+
+def placeholder(args: argparse.Namespace) -> None:
+    """Print pictures as text: the codes of a few bytes as base64url.
+
+    Raises:
+        UserError: An input is missing or no picture, or so few bytes hold none.
+    """
+    jobs = find_files(args.inputs, PICTURES)
+    codec = _open_codec(args)
+    reader = Reader(jobs, "encoding")
+    for chunk in reader(functools.partial(decode_whole, size=codec.image_size)):
+        if not chunk:
+            continue
+        images = torch.stack([image for _, (image, _) in chunk])
+        texts = codec.placeholders(images, args.bytes, args.effort)
+        for (job, _), text in zip(chunk, texts, strict=True):
+            print(text if len(jobs) == 1 else f"{text}\t{job.source}")
+
+
+def similar(args: argparse.Namespace) -> None:
+    """Print groups of pictures or .pq files that are nearly the same.
+
+    Raises:
+        UserError: An input is missing, or none of the files can be read.
+    """
+    jobs = find_files(args.inputs, PICTURES | PQ)
+    codec = _open_codec(args)
+    k = codec.fixed.codes_in(args.bytes)
+    reader, names, latents = Reader(jobs, "reading"), [], []
+
+    def read(data: bytes) -> Tensor | list[int]:
+        try:
+            return codec.read(data).codes
+        except FormatError:
+            return decode_whole(data, codec.image_size)[0]
+
+    for chunk in reader(read):
+        codes = codec.first_codes([each for _, each in chunk], k)
+        names += [str(job.source) for job, _ in chunk]
+        latents.append(codec.tokenizer.quantizer.decode(codes))
+    pairs = near_pairs(torch.cat(latents), args.within)
+    for a, b, distance in pairs:
+        print(f"{distance:.3f}\t{names[a]}\t{names[b]}")
+    print(f"{len(pairs)} pairs of {len(names)} files within {args.within:g}{_but(reader)}")
+
+
+def tables(args: argparse.Namespace) -> None:
+    """Count the codes of the training images, for the static mode.
+
+    Raises:
+        UserError: There is no such model, or its images are not where they were.
+    """
+    folder = find_model(args.model)
+    tokenizer = Tokenizer.from_pretrained(folder).to(select_device(args.device))
+    data = recorded_data(tokenizer.provenance, str(folder), args.data, "--data PATH")
+    place = model_folder(folder)
+    images = open_dataset(data, "train")
+    codes = encode_dataset(tokenizer, images, None, 1, 0, place / "codes").codes[0]
+    coder = StaticCoder.of_codes(codes, tokenizer.quantizer.sizes)
+    coder.save(place, tokenizer.codes_hash)
+    print(f"made {place}/{StaticCoder.FILE} of {len(codes):,} images")
+
+
+def _open_codec(args: argparse.Namespace) -> Codec:
+    codec = Codec.from_pretrained(args.model, args.prior)
+    codec.tokenizer.to(select_device(args.device))
+    return codec
+
+
+def _describe(size: int, content: Content) -> str:
+    header = content.header
+    width, height = header.pixels
+    cut = "" if content.whole else f", cut off after {len(content.codes)}"
+    return (
+        f"{size} bytes ({HEADER} of header), {header.mode.name.lower()}, {header.codes} codes"
+        f"{cut}, model {header.model.hex()}, shown in {width}x{height}"
+    )
+
+
+def _but(reader: Reader) -> str:
+    return f"; {reader.passed_over} files passed over" if reader.passed_over else ""

@@ -1,0 +1,58 @@
+"""Codes of fixed length: log2 K_i bits each, rounded up, first codes first, high bits first.
+
+So the payload of k codes begins that of more, and its size is known without a look at them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from stage2_prior.codec.container import FormatError
+
+
+class FixedCoder:
+    """Codes <-> bytes, by the number of codes of each position alone."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Take K_i of all N positions."""
+        self.sizes = tuple(sizes)
+        self.bits = [(size - 1).bit_length() for size in sizes]
+
+    def bytes_of(self, k: int) -> int:
+        """How many bytes k codes take."""
+        return -(-sum(self.bits[:k]) // 8)
+
+    def codes_in(self, size: int) -> int:
+        """How many codes so many bytes hold, N at most."""
+        return max(k for k in range(len(self.sizes) + 1) if self.bytes_of(k) <= size)
+
+    def payloads(self, codes: Sequence[int]) -> Iterator[bytes]:
+        """The payload of the first code, of the first two, and so on.
+
+        Raises:
+            ValueError: There are more codes than positions, or one is outside [0, K_i).
+        """
+        number = total = 0
+        places = zip(self.sizes[: len(codes)], self.bits[: len(codes)], strict=True)
+        for code, (size, bits) in zip(codes, places, strict=True):
+            if not 0 <= code < size:
+                raise ValueError(f"code {code} is not in [0, {size})")
+            number, total = number << bits | code, total + bits
+            padding = -total % 8
+            yield (number << padding).to_bytes((total + padding) // 8, "big")
+
+    def read(self, payload: bytes, k: int) -> list[int]:
+        """The first k codes, or as many as the payload holds.
+
+        Raises:
+            FormatError: There is no such code, or the payload goes on where it should end.
+        """
+        held = self.codes_in(len(payload))
+        number, left, codes = int.from_bytes(payload, "big"), 8 * len(payload), []
+        places = zip(self.sizes[: min(k, held)], self.bits, strict=False)
+        for size, bits in places:
+            left -= bits
+            codes.append(number >> left & (1 << bits) - 1)
+            if codes[-1] >= size:
+                raise FormatError(f"damaged: code {codes[-1]}, where there are {size}")
+        if k <= held and (len(payload) > self.bytes_of(k) or number & (1 << left) - 1):
+            raise FormatError("damaged: it goes on after its last code")
+        return codes
