@@ -1,12 +1,11 @@
 """Tokenizer = encoder + quantizer + decoders: images <-> ordered codes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +18,9 @@ from stage1_tokenizer.config import TokenizerConfig
 from stage1_tokenizer.decoder_config import DECODERS, DecoderConfig, DirectConfig
 from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.encoder import Encoder
+from stage1_tokenizer.inputs import check_images, check_search, in_blocks
+from stage1_tokenizer.packing import pack_weights, unpack_weights
+from stage1_tokenizer.patches import principal_patches
 from stage1_tokenizer.quantizers.codes import Codes, as_codes
 from stage1_tokenizer.quantizers.contract import Quantizer
 from stage1_tokenizer.refine import refine as refined_codes
@@ -29,7 +31,6 @@ FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under sq
 VIVID = "vivid"  # one for eyes, where it was trained
 DRAWN = "drawn"  # another, that draws what the codes leave unsaid
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
-REACH = 1.01  # of pixels: 1, and some rounding
 # Pixels that the networks take at once. Always as many images, padded: kernels round by the shape
 # of a batch, and the codes and pixels of an image are to depend on that image alone.
 BLOCK_PIXELS = {"cpu": 1 << 15, "cuda": 1 << 18, "mps": 1 << 17}
@@ -45,7 +46,11 @@ class Tokenizer(nn.Module):
     Attributes:
         content_hash: Of the whole model; set by ``save_pretrained`` and ``from_pretrained``.
         provenance: What it was trained on; see ``pqvae.pretrained``.
+        images_at_once: How many images the networks take at once, always; 0 for as many as suit
+            the device. What an image becomes depends on it by rounding.
     """
+
+    images_at_once = 0
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -101,7 +106,8 @@ class Tokenizer(nn.Module):
     @property
     def block_size(self) -> int:
         """How many images the networks take at once, always; multiples of it waste nothing."""
-        return max(1, BLOCK_PIXELS[self.device.type] // self.config.image_size**2)
+        suited = max(1, BLOCK_PIXELS[self.device.type] // self.config.image_size**2)
+        return self.images_at_once or suited
 
     @property
     def codes_hash(self) -> str:
@@ -143,14 +149,8 @@ class Tokenizer(nn.Module):
             ValueError: The images have another size or range, the beam is below 1, or refine
                 below 0.
         """
-        if beam < 1:
-            raise ValueError(f"beam is {beam}, but must be at least 1")
-        if refine < 0:
-            raise ValueError(f"refine is {refine}, but must be at least 0")
-        size = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"images must be (B, 3, {size}, {size}), not {tuple(images.shape)}")
-        _check_range(images)
+        check_search(beam, refine)
+        check_images(images, self.config.image_size)
 
         def encode_block(block: Tensor) -> Tensor:
             latents = self.latents(block)
@@ -159,7 +159,7 @@ class Tokenizer(nn.Module):
                 return refined_codes(self.quantizer, decoder, block, latents, refine, beam)
             return self.quantizer.encode(latents, beam)
 
-        return self._in_blocks(encode_block, images)
+        return in_blocks(encode_block, images, self.block_size)
 
     @torch.no_grad()
     def decode(
@@ -201,7 +201,7 @@ class Tokenizer(nn.Module):
             latents, lengths = self._prefix(codes[rows], network.noise_size > 0)
             return network(latents, lengths, noise, classes).float().clamp(-1, 1)
 
-        return self._in_blocks(decode_block, torch.arange(len(codes)))
+        return in_blocks(decode_block, torch.arange(len(codes)), self.block_size)
 
     @torch.no_grad()
     def features(self, codes: Codes) -> Tensor:
@@ -224,16 +224,7 @@ class Tokenizer(nn.Module):
             maps = self.decoder().features(*self._prefix(block)).float()
             return F.adaptive_avg_pool2d(maps, FEATURE_GRID).flatten(1)
 
-        return self._in_blocks(features_of_block, as_codes(codes, self.device))
-
-    def _in_blocks(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """What a function makes of rows (B, ...), in blocks of one size, the last one padded."""
-        blocks = rows.split(self.block_size)
-        if not len(rows):
-            return function(rows)
-        missing = self.block_size - len(blocks[-1])
-        padded = torch.cat([blocks[-1], blocks[-1][-1:].expand(missing, *rows.shape[1:])])
-        return torch.cat([function(block) for block in (*blocks[:-1], padded)])[: len(rows)]
+        return in_blocks(features_of_block, as_codes(codes, self.device), self.block_size)
 
     def _prefix(self, codes: Tensor, may_be_empty: bool = False) -> tuple[Tensor, Tensor]:
         """What a decoder is given for prefixes (B, k): their latents and lengths."""
@@ -246,36 +237,37 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
         """Set the linear shortcuts to the principal components of patches of these images."""
-        patch = self.config.architecture.downsampling
-        channels = self.config.architecture.latent_channels
-        patches = rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=patch, q=patch)
-        mean = patches.mean(0)
-        components = torch.linalg.eigh(torch.cov(patches.T)).eigenvectors[:, -channels:].T
-        scale = ((patches - mean) @ components.T).std()
-        kernel = components.view(channels, 3, patch, patch)
+        architecture = self.config.architecture
+        kernel, scale, mean = principal_patches(
+            images, architecture.downsampling, architecture.latent_channels
+        )
         self.encoder.shortcut.weight.copy_(kernel / scale)
-        self.encoder.shortcut.bias.copy_(-(components @ mean) / scale)  # type: ignore[union-attr]
+        self.encoder.shortcut.bias.copy_(-mean / scale)  # type: ignore[union-attr]
         colours = images.mean((0, 2, 3))
         for decoder in self.decoders.values():
             decoder.init_from_patches(kernel, scale, colours)  # type: ignore[not-callable]
 
     def save_pretrained(
-        self, folder: str | Path, provenance: Mapping[str, Any] | None = None
+        self,
+        folder: str | Path,
+        provenance: Mapping[str, Any] | None = None,
+        *,
+        packed: bool = False,
     ) -> str:
         """Write a model folder (config.json, model.safetensors); returns its content hash.
 
         Args:
             folder: Where to.
             provenance: What it was trained on; by default what it says already.
+            packed: In 8 bits a weight, which makes it another model; see ``packing``.
         """
         self.provenance = self.provenance if provenance is None else provenance
         config = config_to_dict(self.config)
         config["decoders"] = {
             name: config_to_dict(self.decoder(name).config) for name in self.decoders
         }
-        self.content_hash = save_model(
-            Path(folder), "tokenizer", config, self.state_dict(), self.provenance
-        )
+        tensors = pack_weights(self.state_dict()) if packed else self.state_dict()
+        self.content_hash = save_model(Path(folder), "tokenizer", config, tensors, self.provenance)
         return self.content_hash
 
     @classmethod
@@ -290,7 +282,7 @@ class Tokenizer(nn.Module):
         """
         folder = find_model(folder)
         stored = load_model(folder, "tokenizer")
-        config, tensors = dict(stored.config), stored.tensors
+        config, tensors = dict(stored.config), unpack_weights(stored.tensors)
         if stored.version == 1:
             config, tensors = upgrade_config(config), upgrade_tensors(tensors)
         others = config.pop("decoders", {})
@@ -305,13 +297,3 @@ class Tokenizer(nn.Module):
             raise UserError(f"{folder}: the tokenizer there is of another version") from error
         tokenizer.content_hash, tokenizer.provenance = stored.content_hash, stored.provenance
         return tokenizer.eval()
-
-
-def _check_range(images: Tensor) -> None:
-    if not images.is_floating_point():
-        raise ValueError(f"images must be float in [-1, 1], not {images.dtype}; see to_float")
-    if not images.numel():
-        return
-    low, high = (float(value) for value in images.aminmax())
-    if not (low >= -REACH and high <= REACH):  # not a number is neither
-        raise ValueError(f"images must lie in [-1, 1], but reach from {low:g} to {high:g}")

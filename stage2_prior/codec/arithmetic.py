@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stage2_prior.codec.container import FormatError
-
 BITS = 16
 TOTAL = 1 << BITS  # of all counts of a position
 MOST_CODES = TOTAL // 2  # K: more would hardly leave each a count
@@ -46,36 +44,14 @@ class Interval:
         return code
 
     def payload(self) -> bytes:
-        """The fewest bytes all of whose continuations lie inside; of several, the smallest."""
-        size = max(0, self.scale - self.width.bit_length()) // 8
+        """The fewest bytes, at least one, all of whose continuations lie inside; the first such."""
+        size = max(8, self.scale - self.width.bit_length()) // 8
         while True:
             down = max(0, self.scale - 8 * size)
             value = -(-self.low >> down)  # rounded up
             if value + 1 << down <= self.low + self.width:
                 return (value << max(0, 8 * size - self.scale)).to_bytes(size, "big")
             size += 1
-
-
-def read_all(payload: bytes, sums: Sequence[Sequence[int]]) -> list[int]:
-    """One code for each of these positions, or as many as are certain."""
-    interval, codes = Interval(), []
-    for of_position in sums:
-        code = interval.read(of_position, payload)
-        if code is None:
-            return codes
-        codes.append(code)
-    check_end(interval, payload)
-    return codes
-
-
-def check_end(interval: Interval, payload: bytes) -> None:
-    """Check that a payload is that of all codes which were read from it.
-
-    Raises:
-        FormatError: It is another one, which nobody has written.
-    """
-    if interval.payload() != payload:
-        raise FormatError("damaged: it does not end with its last code")
 
 
 def cumulated_counts(weights: Tensor) -> list[int]:

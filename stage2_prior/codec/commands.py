@@ -165,9 +165,9 @@ def _open_codec(args: argparse.Namespace) -> Codec:
 def _describe(size: int, content: Content) -> str:
     header = content.header
     width, height = header.pixels
-    cut = "" if content.whole else f", cut off after {len(content.codes)}"
+    cut = "" if content.whole else f", cut off: {HEADER + header.size_of_payload} bytes are all"
     return (
-        f"{size} bytes ({HEADER} of header), {header.mode.name.lower()}, {header.codes} codes"
+        f"{size} bytes ({HEADER} of header), {header.mode.name.lower()}, {len(content.codes)} codes"
         f"{cut}, model {header.model.hex()}, shown in {width}x{height}"
     )
 

@@ -1,19 +1,21 @@
 """The .pq file: 8 bytes of header, and a payload of which every beginning is a picture.
 
     byte 0     0x80, and in its low bits the version (2 bits, 0) and the mode (2 bits)
-    bytes 1-2  the model: the first two bytes of its codes_hash
+    bytes 1-2  the model that can read it
     bytes 3-4  shape, 256 log2(width / height) + 2048, in 12 bits; size, 2 log2(longest / 16), in 4
-    byte 5     the number of codes - 1
+    byte 5     the bytes of the payload - 1
     bytes 6-7  CRC-16 of bytes 0 to 5 and of the codes, two bytes each
     bytes 8-   the payload
 
-Numbers are big-endian. The checksum is of the codes, not of the payload: so it also tells where a
-prior decodes other codes than were encoded. Of a file that was cut it cannot be checked; that file
-decodes to a coarser picture, and says so.
+Numbers are big-endian. How many codes there are is not said: of those that the payload surely
+holds, the first so many whose payload it is and that fit the checksum. This is of the codes, not of
+the payload: so it also tells where a prior decodes other codes than were encoded. Of a file that
+was cut, which is shorter than it says, it cannot be checked; that file is a coarser picture.
 """
 
 import binascii
 import enum
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from pqvae.errors import UserError
 
 MAGIC, VERSION = 0x80, 0  # a byte that begins no text
 HEADER = 8  # bytes
-MOST_CODES = 256  # of a file
+MOST_BYTES = 256  # of a payload
 LARGEST_BOOK = 1 << 16  # K: the checksum takes two bytes of each code
 _SHAPES = 1 << 12
 
@@ -45,31 +47,28 @@ class Header:
 
     Attributes:
         mode: How to read the payload.
-        model: The first two bytes of the codes_hash.
-        codes: k, 1 to 256.
+        model: Two bytes that know the model.
+        size_of_payload: In bytes, 1 to 256.
         shape: Of the picture, in units of 1/256 octave of width over height, -2048 to 2047.
         size: Of its longest side, in units of half an octave above 16 pixels, 0 to 15.
     """
 
     mode: Mode
     model: bytes
-    codes: int
+    size_of_payload: int
     shape: int = 0
     size: int = 0
 
     @classmethod
-    def of_picture(cls, mode: Mode, model: bytes, codes: int, width: int, height: int) -> "Header":
-        """Of a picture of this many pixels by so many codes.
-
-        Raises:
-            ValueError: There are no or too many codes.
-        """
-        if not 1 <= codes <= MOST_CODES:
-            raise ValueError(f"a file holds 1 to {MOST_CODES} codes, not {codes}")
+    def of_picture(
+        cls, mode: Mode, model: bytes, size_of_payload: int, width: int, height: int
+    ) -> "Header":
+        """Of a picture of this many pixels."""
         shape = round(256 * math.log2(width / height))
         size = round(2 * math.log2(max(width, height) / 16))
         half = _SHAPES // 2
-        return cls(mode, model, codes, max(-half, min(shape, half - 1)), max(0, min(size, 15)))
+        shape, size = max(-half, min(shape, half - 1)), max(0, min(size, 15))
+        return cls(mode, model, size_of_payload, shape, size)
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -82,22 +81,26 @@ class Header:
         return max(1, round(width)), max(1, round(height))
 
 
-def model_id(codes_hash: str) -> bytes:
-    """What a file says of its model."""
-    return bytes.fromhex(codes_hash[:4])
+def model_id(*hashes: str) -> bytes:
+    """How files know a model: the first two bytes of its hash, or of one of all its parts'."""
+    if len(hashes) == 1:
+        return bytes.fromhex(hashes[0][:4])
+    return hashlib.sha256("".join(hashes).encode()).digest()[:2]
 
 
 def pack(header: Header, codes: Sequence[int], payload: bytes) -> bytes:
     """The file's bytes."""
-    start = _start(header)
+    shape = (header.shape + _SHAPES // 2) * 16 + header.size
+    first, last = MAGIC | VERSION << 2 | header.mode, len(payload) - 1
+    start = bytes([first, *header.model, *shape.to_bytes(2, "big"), last])
     return start + _checksum(start, codes) + payload
 
 
 def unpack(data: bytes) -> tuple[Header, bytes]:
-    """The header and the payload.
+    """The header and the payload, which is shorter than the header says if it was cut.
 
     Raises:
-        FormatError: These bytes are no .pq file of this version.
+        FormatError: These bytes are no .pq file of this version, or are too many.
     """
     if len(data) < HEADER or data[0] & 0xF0 != MAGIC:
         raise FormatError("not a .pq file")
@@ -108,18 +111,14 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         raise FormatError(f"a .pq file of mode {mode}, which is not known")
     shape, size = divmod(int.from_bytes(data[3:5], "big"), 16)
     header = Header(Mode(mode), data[1:3], data[5] + 1, shape - _SHAPES // 2, size)
+    if len(data) > HEADER + header.size_of_payload:
+        raise FormatError("damaged: it goes on after its end")
     return header, data[HEADER:]
 
 
 def checksum_fits(data: bytes, codes: Sequence[int]) -> bool:
     """Whether these are the codes that the file was made of."""
     return _checksum(data[:6], codes) == data[6:HEADER]
-
-
-def _start(header: Header) -> bytes:
-    shape = (header.shape + _SHAPES // 2) * 16 + header.size
-    first = MAGIC | VERSION << 2 | header.mode
-    return bytes([first, *header.model, *shape.to_bytes(2, "big"), header.codes - 1])
 
 
 def _checksum(start: bytes, codes: Sequence[int]) -> bytes:

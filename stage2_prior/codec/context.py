@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pqvae.errors import UserError
-from stage2_prior.codec.arithmetic import MOST_CODES, Interval, check_end, cumulated_counts
+from stage2_prior.codec.arithmetic import MOST_CODES, Interval, cumulated_counts
 from stage2_prior.prior import Prior
 from stage2_prior.unroll import unroll
 
@@ -41,6 +41,7 @@ class ContextCoder:
             raise UserError(f"at most {MOST_CODES} codes a position, not {max(prior.sizes)}")
         self.prior = copy.deepcopy(prior).to("cpu", torch.float64)
         self.sizes = prior.sizes
+        self.content_hash = prior.content_hash
 
     def payloads(self, codes: Sequence[int]) -> Iterator[bytes]:
         """The payload of the first code, of the first two, and so on."""
@@ -57,24 +58,18 @@ class ContextCoder:
         self._unroll(write, len(codes))
         return iter(payloads)
 
-    def read(self, payload: bytes, k: int) -> list[int]:
-        """The first k codes, or as many as are certain.
-
-        Raises:
-            FormatError: No k codes have this payload.
-        """
+    def read(self, payload: bytes) -> list[int]:
+        """As many codes as are certain, whatever would follow; N at most."""
         interval, codes = Interval(), []
 
         def read(sums: Sequence[int]) -> int:
-            code = interval.read(sums, payload) if len(codes) < k else None
+            code = interval.read(sums, payload)
             if code is None:
                 raise _EndOfCodes
             codes.append(code)
             return code
 
-        self._unroll(read, k)
-        if len(codes) == k:
-            check_end(interval, payload)
+        self._unroll(read, len(self.sizes))
         return codes
 
     def _unroll(self, choose: Code, k: int) -> None:

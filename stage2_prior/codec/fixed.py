@@ -11,6 +11,8 @@ from stage2_prior.codec.container import FormatError
 class FixedCoder:
     """Codes <-> bytes, by the number of codes of each position alone."""
 
+    content_hash = ""
+
     def __init__(self, sizes: Sequence[int]) -> None:
         """Take K_i of all N positions."""
         self.sizes = tuple(sizes)
@@ -39,20 +41,18 @@ class FixedCoder:
             padding = -total % 8
             yield (number << padding).to_bytes((total + padding) // 8, "big")
 
-    def read(self, payload: bytes, k: int) -> list[int]:
-        """The first k codes, or as many as the payload holds.
+    def read(self, payload: bytes) -> list[int]:
+        """As many codes as the payload holds, N at most.
 
         Raises:
-            FormatError: There is no such code, or the payload goes on where it should end.
+            FormatError: There is no such code.
         """
-        held = self.codes_in(len(payload))
         number, left, codes = int.from_bytes(payload, "big"), 8 * len(payload), []
-        places = zip(self.sizes[: min(k, held)], self.bits, strict=False)
-        for size, bits in places:
+        for size, bits in zip(self.sizes, self.bits, strict=True):
             left -= bits
+            if left < 0:
+                break
             codes.append(number >> left & (1 << bits) - 1)
             if codes[-1] >= size:
                 raise FormatError(f"damaged: code {codes[-1]}, where there are {size}")
-        if k <= held and (len(payload) > self.bytes_of(k) or number & (1 << left) - 1):
-            raise FormatError("damaged: it goes on after its last code")
         return codes

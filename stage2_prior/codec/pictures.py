@@ -22,7 +22,7 @@ from stage1_tokenizer.shipped import find_model
 from stage2_prior.codec.container import (
     HEADER,
     LARGEST_BOOK,
-    MOST_CODES,
+    MOST_BYTES,
     FormatError,
     Header,
     Mode,
@@ -42,11 +42,14 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Coder(Protocol):
-    """Codes <-> payload; what is read of a payload that was cut is what it began with."""
+    """Codes <-> payload; what is read are all codes that it surely holds, cut or not."""
+
+    @property
+    def content_hash(self) -> str: ...  # of what it needs beside the tokenizer, if anything
 
     def payloads(self, codes: Sequence[int], /) -> Iterator[bytes]: ...
 
-    def read(self, payload: bytes, k: int, /) -> list[int]: ...
+    def read(self, payload: bytes, /) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +58,13 @@ class Content:
 
     Attributes:
         header: What it says of itself.
-        codes: Those that are there, all or the first ones.
+        codes: All of them, or the first ones.
+        whole: Whether these are all: nothing was cut off.
     """
 
     header: Header
     codes: list[int]
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing was cut off."""
-        return len(self.codes) == self.header.codes
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,11 @@ class Codec:
         self.tokenizer = tokenizer
         self.fixed = FixedCoder(sizes)
         self.coders: dict[Mode, Coder] = {Mode.FIXED: self.fixed, **coders}
-        self.model = model_id(tokenizer.codes_hash)
-        self.cuts = [k for k in tokenizer.quantizer.cuts if k <= MOST_CODES]
-        if not self.cuts:
-            raise UserError(f"a file holds {MOST_CODES} codes, but no so few of these decode")
+        self.models = {mode: self._model(coder) for mode, coder in self.coders.items()}
+        self.cuts = list(tokenizer.quantizer.cuts)
+
+    def _model(self, coder: Coder) -> bytes:
+        return model_id(self.tokenizer.codes_hash, *filter(None, [coder.content_hash]))
 
     @classmethod
     def from_pretrained(cls, model: str | Path, prior: str | Path | None = None) -> "Codec":
@@ -164,11 +165,11 @@ class Codec:
         lengths = self._lengths(images, codes, length)
         files = []
         for row, shape, k in zip(codes.tolist(), shapes, lengths, strict=True):
-            most = None if length.bytes is None else length.bytes - HEADER
+            most = MOST_BYTES if length.bytes is None else length.bytes - HEADER
             payloads = self._payloads(coder, row[:k], most)
-            header = Header.of_picture(mode, self.model, len(payloads), *shape)
-            data = pack(header, row[: header.codes], payloads[-1])
-            assert self.read(data).codes == row[: header.codes]  # for a desync that nobody sees
+            header = Header.of_picture(mode, self.models[mode], len(payloads[-1]), *shape)
+            data = pack(header, row[: len(payloads)], payloads[-1])
+            assert self.read(data).codes == row[: len(payloads)]
             files.append(data)
         return files
 
@@ -190,16 +191,16 @@ class Codec:
             lengths[psnr(made, images) >= length.psnr] = k
         return lengths.tolist()
 
-    def _payloads(self, coder: Coder, codes: list[int], most: int | None) -> list[bytes]:
+    def _payloads(self, coder: Coder, codes: list[int], most: int) -> list[bytes]:
         """Payloads of the prefixes of codes, up to the longest that decodes and fits."""
         payloads = []
         for payload in coder.payloads(codes):
-            if most is not None and len(payload) > most:
+            if len(payload) > min(most, MOST_BYTES):
                 break
             payloads.append(payload)
         k = max((cut for cut in self.cuts if cut <= len(payloads)), default=0)
         if not k:
-            raise UserError(f"{HEADER + (most or 0)} bytes hold no picture; give more")
+            raise UserError(f"{HEADER + most} bytes hold no picture; give more")
         return payloads[:k]
 
     def read(self, data: bytes) -> Content:
@@ -210,19 +211,19 @@ class Codec:
             UserError: The file's mode needs what is not there.
         """
         header, payload = unpack(data)
-        if len(payload) > 2 * header.codes + 1:  # a code costs 16 bits at most
-            raise FormatError(f"damaged: {len(payload)} bytes are too many for its codes")
-        if header.model != self.model:
+        coder = self.coder(header.mode)
+        if header.model != self.models[header.mode]:
             raise FormatError(
-                f"of the model {header.model.hex()}, but this one is {self.model.hex()}"
+                f"written with the model {header.model.hex()}, but this one is "
+                f"{self.models[header.mode].hex()}"
             )
-        N = self.tokenizer.num_codes
-        if header.codes > N:
-            raise FormatError(f"damaged: {header.codes} codes, but this model has {N}")
-        codes = self.coder(header.mode).read(payload, header.codes)
-        if len(codes) == header.codes and not checksum_fits(data, codes):
-            raise FormatError("damaged, or written with another prior: its checksum does not fit")
-        return Content(header, self._prefix(codes))
+        codes = coder.read(payload)
+        if len(payload) < header.size_of_payload:
+            return Content(header, self._prefix(codes), whole=False)
+        for k, its_payload in enumerate(coder.payloads(codes), start=1):
+            if its_payload == payload and checksum_fits(data, codes[:k]):
+                return Content(header, self._prefix(codes[:k]), whole=True)
+        raise FormatError("damaged: its checksum does not fit")
 
     def _prefix(self, codes: list[int]) -> list[int]:
         """As many of the codes as make a picture."""
@@ -257,8 +258,7 @@ class Codec:
         if not _BASE64URL.fullmatch(text):
             raise FormatError("not a placeholder: letters, digits, - and _ are")
         payload = base64.urlsafe_b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
-        k = min(self.fixed.codes_in(len(payload)), self.cuts[-1])
-        return self._prefix(self.fixed.read(payload[: self.fixed.bytes_of(k)], k))
+        return self._prefix(self.fixed.read(payload))
 
     @property
     def image_size(self) -> int:

@@ -1,5 +1,7 @@
 """Codes by how frequent they are: for each position a table of counts, stored beside the model."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from pqvae.errors import UserError
 from pqvae.files import atomic_path
 from pqvae.pretrained import model_folder
-from stage2_prior.codec.arithmetic import MOST_CODES, Interval, cumulated_counts, read_all
+from stage2_prior.codec.arithmetic import MOST_CODES, Interval, cumulated_counts
 
 
 class StaticCoder:
@@ -42,13 +44,20 @@ class StaticCoder:
             interval.write(sums, code)
             yield interval.payload()
 
-    def read(self, payload: bytes, k: int) -> list[int]:
-        """The first k codes, or as many as are certain.
+    def read(self, payload: bytes) -> list[int]:
+        """As many codes as are certain, whatever would follow; N at most."""
+        interval, codes = Interval(), []
+        for sums in self.sums:
+            code = interval.read(sums, payload)
+            if code is None:
+                break
+            codes.append(code)
+        return codes
 
-        Raises:
-            FormatError: No k codes have this payload.
-        """
-        return read_all(payload, self.sums[:k])
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the tables."""
+        return hashlib.sha256(json.dumps(self.sums).encode()).hexdigest()
 
     def save(self, folder: Path, codes_hash: str) -> None:
         """Write the tables into a model folder, or that of a run folder."""
