@@ -1,5 +1,6 @@
 """Write docs/commands.md from what every command says for ``--help``."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,10 +16,10 @@ What each command prints for `--help`; `python docs/write_commands.py` writes th
 """
 
 
-def help_of(module: str) -> str:
+def help_of(command: str) -> str:
     """What the command prints, 100 columns wide."""
     return subprocess.run(
-        [sys.executable, "-m", module, "--help"],
+        [sys.executable, "-m", *command.split(), "--help"],
         cwd=PAGE.parents[1],
         env={**os.environ, "COLUMNS": "100"},
         capture_output=True,
@@ -27,9 +28,19 @@ def help_of(module: str) -> str:
     ).stdout
 
 
+def commands() -> list[str]:
+    """Every command; one that has commands of its own is followed by these."""
+    found = []
+    for module in MODULES:
+        own = getattr(importlib.import_module(module), "COMMANDS", ())
+        found += [module, *(f"{module} {name}" for name in own)]
+    return found
+
+
 def page() -> str:
     """The whole page."""
-    parts = [f"\n## python -m {name}\n\n```\n{help_of(name).rstrip()}\n```\n" for name in MODULES]
+    sys.path.insert(0, str(PAGE.parents[1]))
+    parts = [f"\n## python -m {c}\n\n```\n{help_of(c).rstrip()}\n```\n" for c in commands()]
     return HEAD + "".join(parts)
 
 

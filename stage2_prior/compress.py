@@ -36,6 +36,7 @@ EXAMPLES = {
     "tables": """\
   pqvae tables --model runs/tokenizer""",
 }
+SUMMARY = "Pictures as files of a few bytes, of which every beginning is a picture, or as text."
 USAGE = f"usage: pqvae {{{','.join(COMMANDS)}}} [options], or python -m {MODULE} ..."
 
 
@@ -43,9 +44,9 @@ USAGE = f"usage: pqvae {{{','.join(COMMANDS)}}} [options], or python -m {MODULE}
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"{USAGE}\n\nexamples:\n" + "\n".join(EXAMPLES.values()) + "\n\ncommands:\n")
+        print(f"{USAGE}\n\n{SUMMARY}\n\nexamples:\n" + "\n".join(EXAMPLES.values()) + "\n")
         for name, summary in COMMANDS.items():
-            print(f"  {name:12} {summary}")
+            print(f"{name:12} {summary}")
         print("\npqvae COMMAND --help says more.")
         return
     if not arguments or arguments[0] not in COMMANDS:

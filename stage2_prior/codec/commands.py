@@ -164,7 +164,7 @@ def _open_codec(args: argparse.Namespace) -> Codec:
 
 def _describe(size: int, content: Content) -> str:
     header = content.header
-    width, height = header.pixels
+    width, height = header.shown_in()
     cut = "" if content.whole else f", cut off: {HEADER + header.size_of_payload} bytes are all"
     return (
         f"{size} bytes ({HEADER} of header), {header.mode.name.lower()}, {len(content.codes)} codes"

@@ -70,13 +70,17 @@ class Header:
         shape, size = max(-half, min(shape, half - 1)), max(0, min(size, 15))
         return cls(mode, model, size_of_payload, shape, size)
 
-    @property
-    def pixels(self) -> tuple[int, int]:
-        """Width and height, the longest side at most 2,896: near those of the picture.
+    def shown_in(self, side: int | None = None) -> tuple[int, int]:
+        """Width and height to show the picture in.
 
-        Their ratio is right to 0.14%, or to half a pixel; their size to a fifth.
+        Args:
+            side: Pixels of the longest side; by default about as many as the picture had, right
+                to a fifth, and 2,896 at most.
+
+        Returns:
+            In a ratio that is right to 0.14%, or to half a pixel.
         """
-        longest, ratio = 16 * 2 ** (self.size / 2), 2 ** (self.shape / 256)
+        longest, ratio = side or 16 * 2 ** (self.size / 2), 2 ** (self.shape / 256)
         width, height = longest * min(1, ratio), longest * min(1, 1 / ratio)
         return max(1, round(width)), max(1, round(height))
 

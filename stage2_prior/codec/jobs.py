@@ -42,13 +42,12 @@ def find_files(inputs: Sequence[Path], extensions: frozenset[str]) -> list[Job]:
                 raise UserError(f"{path}: no such file or folder")
             jobs.append(Job(path, Path(path.name)))
             continue
-        found = [
-            Path(root, name)
-            for root, folders, names in os.walk(path)
-            for name in sorted(names)
-            if is_visible(name) and Path(name).suffix[1:].lower() in extensions
-            if not folders.sort()
-        ]
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix[1:].lower() in extensions and file.is_file()
+            if all(is_visible(part) for part in file.relative_to(path).parts)
+        )
         if not found:
             kinds = "pictures" if extensions is PICTURES else ".pq files"
             raise UserError(f"{path}: no {kinds} in this folder")

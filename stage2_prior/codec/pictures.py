@@ -291,10 +291,7 @@ class Codec:
         Returns:
             uint8 (3, height, width).
         """
-        width, height = content.header.pixels
-        if side is not None:
-            scale = side / max(width, height)
-            width, height = (max(1, round(each * scale)) for each in (width, height))
+        width, height = content.header.shown_in(side)
         return self._draw(content.codes, decoder, width, height)
 
     def show(self, codes: list[int], decoder: str | None = None, side: int | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def test_a_file_that_goes_on_after_its_end_is_damaged() -> None:
 )
 def test_the_shape_is_kept_and_the_size_nearly(size: tuple[int, int]) -> None:
     header = Header.of_picture(Mode.FIXED, MODEL, 1, *size)
-    width, height = header.pixels
+    width, height = header.shown_in()
     assert 16 <= max(width, height) <= 2896
     if max(size) / min(size) < 200:
         assert width / height == pytest.approx(size[0] / size[1], abs=1.5 / min(width, height))
