@@ -38,6 +38,10 @@ from stage2_prior.prior import Prior
 
 # Beam and refinements by effort: each takes about twice as long as the one before.
 EFFORTS = ((1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 4), (4, 4), (8, 4), (16, 4), (16, 8))
+NEEDS = {
+    Mode.STATIC: "tables of how frequent codes are: pqvae tables writes them",
+    Mode.CONTEXT: "the prior that files are written with: --prior DIR",
+}
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -130,15 +134,11 @@ class Codec:
         """The coder of a mode.
 
         Raises:
-            UserError: What it needs is not there; says what.
+            FormatError: What it needs is not there; says what.
         """
-        if mode in self.coders:
-            return self.coders[mode]
-        needs = {
-            Mode.STATIC: "tables of how frequent codes are: pqvae tables writes them",
-            Mode.CONTEXT: "the prior that it was written with: --prior DIR",
-        }
-        raise UserError(f"mode {mode.name.lower()} needs {needs[mode]}")
+        if mode not in self.coders:
+            raise FormatError(f"mode {mode.name.lower()} needs {NEEDS[mode]}")
+        return self.coders[mode]
 
     def compress(
         self,
@@ -207,8 +207,8 @@ class Codec:
         """The codes of a file, so many of them as make a picture.
 
         Raises:
-            FormatError: These bytes are no .pq file, are damaged, or are of another model.
-            UserError: The file's mode needs what is not there.
+            FormatError: These bytes are no .pq file, are damaged, are of another model, or of a
+                mode that needs what is not there.
         """
         header, payload = unpack(data)
         coder = self.coder(header.mode)
