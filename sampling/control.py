@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pqvae.errors import UserError
 from pqvae.images import read_picture, to_float
 from stage1_tokenizer import Tokenizer
 from stage2_prior import Prior
@@ -53,10 +52,7 @@ def open_control(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -
     """
     if args.keep is None:
         return Control(torch.empty(1, 0, dtype=torch.int64), prior.class_counts, {})
-    if args.keep not in tokenizer.quantizer.cuts:
-        raise UserError(
-            f"--keep {args.keep}: an image has {tokenizer.quantizer.cuts_in_words} codes"
-        )
+    tokenizer.quantizer.check_cut(args.keep, f"--keep {args.keep}")
     if not args.mix:
         check_known(prior, "--keep", args.keep)
     paths = args.mix or [args.picture]

@@ -80,9 +80,8 @@ def _settle(args: argparse.Namespace, prior: Prior, tokenizer: Tokenizer) -> Non
     if prefix is None:
         args.prefix = tokenizer.num_codes if args.mix else prior.known_codes
     draws = tokenizer.decoder(args.decoder or tokenizer.decoder_to_see).noise_size > 0
-    if args.prefix not in tokenizer.quantizer.cuts and not (draws and args.prefix == 0):
-        known = tokenizer.quantizer.cuts_in_words
-        raise UserError(f"--prefix {args.prefix}: an image has {known} codes")
+    if args.prefix or not draws:
+        tokenizer.quantizer.check_cut(args.prefix, f"--prefix {args.prefix}")
     if not args.mix:
         check_known(prior, "--prefix", args.prefix)
 

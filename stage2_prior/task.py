@@ -65,9 +65,8 @@ class PriorTask:
         labels = train_images.labels if config.class_conditional else None
         self.config = config = replace(config, class_conditional=labels is not None)
         check_classes(config, splits)
-        quantizer = self.tokenizer.quantizer
-        if config.prefix and config.prefix not in quantizer.cuts:
-            raise UserError(f"prefix={config.prefix}: an image has {quantizer.cuts_in_words} codes")
+        if config.prefix:
+            self.tokenizer.quantizer.check_cut(config.prefix, f"prefix={config.prefix}")
         class_names = train_images.class_names if labels is not None else ()
         counts = torch.bincount(labels, minlength=len(class_names)) if labels is not None else None
         self.prior = Prior(

@@ -69,9 +69,8 @@ def asked_prefixes(asked: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     Raises:
         UserError: One does not decode.
     """
-    quantizer = tokenizer.quantizer
-    if unknown := [k for k in asked if k not in quantizer.cuts]:
-        raise UserError(f"--prefixes {unknown[0]}: an image has {quantizer.cuts_in_words} codes")
+    for k in asked:
+        tokenizer.quantizer.check_cut(k, f"--prefixes {k}")
     return sorted(set(asked))
 
 

@@ -15,6 +15,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pqvae.errors import UserError
 from stage1_tokenizer.config import QuantizerConfig
 from stage1_tokenizer.quantizers.codes import Codes, as_codes, check_codes
 
@@ -125,6 +126,19 @@ class Quantizer(nn.Module, ABC, Generic[C]):
         """The prefix lengths that decode, for messages."""
         every = len(self.cuts) == self.num_codes
         return f"1 to {self.num_codes}" if every else " or ".join(map(str, self.cuts))
+
+    def check_cut(self, k: int, given: str) -> None:
+        """Check that prefixes of k codes decode.
+
+        Args:
+            k: How many codes.
+            given: What the user typed, for the message.
+
+        Raises:
+            UserError: They do not.
+        """
+        if k not in self.cuts:
+            raise UserError(f"{given}: an image has {self.cuts_in_words} codes")
 
     @property
     def bits(self) -> tuple[float, ...]:

@@ -44,7 +44,8 @@ def pictures(blob_images: BlobImages, tmp_path_factory: pytest.TempPathFactory) 
 def pqvae(model: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(command: str, *arguments: object, by: Path = model) -> tuple[int, str, str]:
         code = main([command, *map(str, arguments), "--model", str(by), "--device", "cpu"])
-        return code, *capsys.readouterr()
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return run
 
