@@ -40,12 +40,13 @@ class ContextCoder:
         if max(prior.sizes) > MOST_CODES:
             raise UserError(f"at most {MOST_CODES} codes a position, not {max(prior.sizes)}")
         self.prior = copy.deepcopy(prior).to("cpu", torch.float64)
-        self.sizes = prior.sizes
+        self.sizes = prior.sizes[: prior.known_codes]
         self.content_hash = prior.content_hash
 
     def payloads(self, codes: Sequence[int]) -> Iterator[bytes]:
-        """The payload of the first code, of the first two, and so on."""
-        interval, payloads, known = Interval(), [], iter(codes)
+        """The payload of the first code, of the first two, and so on, as far as it knows codes."""
+        interval, payloads = Interval(), []
+        known = iter(codes[: len(self.sizes)])
 
         def write(sums: Sequence[int]) -> int:
             code = next(known, None)
@@ -55,7 +56,7 @@ class ContextCoder:
             payloads.append(interval.payload())
             return code
 
-        self._unroll(write, len(codes))
+        self._unroll(write, min(len(codes), len(self.sizes)))
         return iter(payloads)
 
     def read(self, payload: bytes) -> list[int]:

@@ -6,10 +6,9 @@ had, and is shown in it, scaled up smoothly.
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from pqvae.errors import UserError
 from pqvae.images import psnr, to_float, to_uint8
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.shipped import find_model
+from stage2_prior.codec.coders import NEEDS, Coder, open_coders
 from stage2_prior.codec.container import (
     HEADER,
     LARGEST_BOOK,
@@ -31,29 +31,11 @@ from stage2_prior.codec.container import (
     pack,
     unpack,
 )
-from stage2_prior.codec.context import ContextCoder
 from stage2_prior.codec.fixed import FixedCoder
-from stage2_prior.codec.static import StaticCoder
-from stage2_prior.prior import Prior
 
 # Beam and refinements by effort: each takes about twice as long as the one before.
 EFFORTS = ((1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 4), (4, 4), (8, 4), (16, 4), (16, 8))
-NEEDS = {
-    Mode.STATIC: "tables of how frequent codes are: pqvae tables writes them",
-    Mode.CONTEXT: "the prior that files are written with: --prior DIR",
-}
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class Coder(Protocol):
-    """Codes <-> payload; what is read are all codes that it surely holds, cut or not."""
-
-    @property
-    def content_hash(self) -> str: ...  # of what it needs beside the tokenizer, if anything
-
-    def payloads(self, codes: Sequence[int], /) -> Iterator[bytes]: ...
-
-    def read(self, payload: bytes, /) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +101,7 @@ class Codec:
         """
         folder = find_model(model)
         tokenizer = Tokenizer.from_pretrained(folder)
-        codes_hash, sizes = tokenizer.codes_hash, tokenizer.quantizer.sizes
-        coders: dict[Mode, Coder] = {}
-        if tables := StaticCoder.load(folder, codes_hash, sizes):
-            coders[Mode.STATIC] = tables
-        if prior is not None:
-            loaded = Prior.from_pretrained(prior)
-            if loaded.provenance.get("codes_hash") != codes_hash:
-                raise UserError(f"{prior}: a prior of other codes than those of {model}")
-            coders[Mode.CONTEXT] = ContextCoder(loaded)
-        return cls(tokenizer, coders)
+        return cls(tokenizer, open_coders(folder, tokenizer, prior))
 
     def coder(self, mode: Mode) -> Coder:
         """The coder of a mode.
