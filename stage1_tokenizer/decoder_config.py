@@ -66,11 +66,35 @@ class DrawnConfig(DecoderConfig):
     )
 
 
+@config_class
+class SmallConfig(DecoderConfig):
+    """Few weights, that read the first codes along few directions."""
+
+    kind: Literal["small"] = Field(
+        default="small", description="few weights and the first codes, for browsers"
+    )
+    width: int = Field(
+        default=32,
+        ge=8,
+        le=1024,
+        multiple_of=8,
+        description="channels of the coarsest map; half as many after each doubling",
+    )
+    depth: int = Field(default=2, ge=0, le=64, description="residual blocks there")
+    directions: int = Field(
+        default=120, ge=1, le=255, description="along which it is told what the codes say"
+    )
+    codes: int = Field(
+        default=1, ge=1, le=2**12, description="that it knows; training sets what the bytes hold"
+    )
+
+
 # By the value of `kind`.
 DECODERS: dict[str, type[DecoderConfig]] = {
     "direct": DirectConfig,
     "refined": RefinedConfig,
     "drawn": DrawnConfig,
+    "small": SmallConfig,
 }
 COMPARED = (0, 2, 4, 10)  # blocks of lite0, by whose features pictures are compared, and its stem's
 

@@ -1,14 +1,13 @@
 """What training another decoder of a tokenizer is, for the training loop: all but its objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pqvae import lite0
 from pqvae.cli import next_command
 from pqvae.console import format_seconds, say
 from pqvae.data.batches import Prefetcher, TrainingImages, map_images, parts_of_batch
@@ -16,11 +15,11 @@ from pqvae.data.dataset import ImageDataset, open_splits
 from pqvae.data.summary import say_splits
 from pqvae.errors import UserError
 from pqvae.files import write_json
-from pqvae.images import psnr, to_float, to_levels, to_uint8
+from pqvae.images import psnr, to_float, to_uint8
 from pqvae.pretrained import model_folder, recorded_data
 from pqvae.runtime import Runtime, machine, versions
 from pqvae.training.task import Evaluation
-from stage1_tokenizer.decoder_config import COMPARED, DecoderRunConfig
+from stage1_tokenizer.decoder_config import DecoderRunConfig
 from stage1_tokenizer.decoders.contract import Decoder
 from stage1_tokenizer.prefixes import (
     evenly_spaced,
@@ -47,16 +46,22 @@ class DecoderTask(ABC, Generic[C, D]):
     Attributes:
         name: Of the decoder.
         decoder: What is trained, or the average of it that is kept.
-        network: The feature network that it is trained with.
         lengths: Prefix lengths at which it is measured.
+        watched: Which figures of held-out images are shown while it is trained, with their digits.
+        shown: The same at the end, with what each is called.
+        trained_with: The network by whose features it learns; empty for none.
+        facts: What else the report is to say.
     """
 
     name: str
     decoder: D
-    network: lite0.Lite0
     model: nn.Module
     networks: Sequence[nn.Module]
     curves: Mapping[str, Sequence[str]]
+    watched: Mapping[str, int] = {"psnr": 2}
+    shown: Mapping[str, tuple[str, int]] = {"psnr": ("PSNR in dB", 2)}
+    trained_with = ""
+    facts: Mapping[str, str] = {}
 
     def __init__(self, config: C, runtime: Runtime, folder: Path) -> None:
         self.config, self.runtime, self.folder = config, runtime, folder
@@ -108,49 +113,42 @@ class DecoderTask(ABC, Generic[C, D]):
             partial = described.prefix(lengths.clamp_min(quantizer.cuts[0]))
             return torch.where(lengths.unsqueeze(1) > 0, partial, 0)
 
+    def command_after(self, *tokenizer: str) -> str:
+        """What to run when it is trained; told ``tokenizer=...`` where that is not the default."""
+        return next_command("stage2_prior.train", *tokenizer)
+
     def measure(self, dataset: ImageDataset, decoder: str, limit: int) -> dict[str, list[float]]:
-        """Figures of held-out images at each prefix length.
+        """Means over held-out images at each prefix length: squared error and PSNR."""
 
-        They are means of distance, squared error and PSNR, and the kernel distance of all pictures
-        from all originals.
-        """
-
-        def features(images: Tensor) -> tuple[list[Tensor], Tensor]:
-            layers = lite0.enlarged_layers(self.network, to_levels(images))
-            return lite0.unit_lengths(layers, COMPARED), self.network.pooled(layers[-1])
-
-        def compare(originals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def compare(originals: Tensor) -> Tensor:
             images = to_float(originals).to(self.runtime.device)
-            codes = self.tokenizer.encode(images)
-            wanted, real = features(images)
-            rows, made = [], []
-            for k in self.lengths:
-                pictures = self.tokenizer.decode(codes[:, :k], decoder)
-                errors = (pictures - images).square().flatten(1).mean(1)
-                levels = psnr(to_uint8(pictures).cpu(), originals).to(errors)
-                found, pooled = features(pictures)
-                rows.append(torch.stack([lite0.layers_distance(found, wanted), errors, levels], 1))
-                made.append(pooled)
-            return torch.stack(rows, dim=1), torch.stack(made, dim=1), real
+            rows = [
+                torch.stack(errors(pictures, images, originals), dim=1)
+                for pictures in self.pictures(images, decoder)
+            ]
+            return torch.stack(rows, dim=1)
 
         indices = evenly_spaced_indices(dataset, min(limit, len(dataset)))
-        figures, made, real = map_images(dataset, indices, compare)  # (n, lengths, 3) ...
-        means = figures.double().mean(0).T.tolist()
-        kernel = [kernel_distance(made[:, place], real) for place in range(len(self.lengths))]
-        return dict(zip(("distance", "mse", "psnr", "kernel"), [*means, kernel], strict=True))
+        figures = map_images(dataset, indices, compare)  # (n, lengths, 2)
+        return dict(zip(("mse", "psnr"), figures.double().mean(0).T.tolist(), strict=True))
+
+    def pictures(self, images: Tensor, decoder: str) -> Iterator[Tensor]:
+        """What a decoder makes of images (B, 3, H, W), at each of the lengths."""
+        codes = self.tokenizer.encode(images)
+        for k in self.lengths:
+            yield self.tokenizer.decode(codes[:, :k], decoder)
 
     def evaluate(self, step: int) -> Evaluation:
         found = self.measure(self.val_images, self.name, EVALUATED_IMAGES)
         self.draw_grid(step)
-        pairs = [("kernel", "4"), ("distance", "4"), ("psnr", "2")]
         text = " | ".join(
             f"val {name} "
             + " ".join(f"{k}:{v:.{d}f}" for k, v in zip(self.lengths, found[name], strict=True))
-            for name, d in pairs
+            for name, d in self.watched.items()
         )
         scalars = {
             f"val_{name}_{k}": value
-            for name, _ in pairs
+            for name in self.watched
             for k, value in zip(self.lengths, found[name], strict=True)
         }
         return Evaluation(self.score(found), text, scalars)
@@ -163,8 +161,9 @@ class DecoderTask(ABC, Generic[C, D]):
         save_prefix_grid(path, self.tokenizer, images, self.lengths, decoded)
 
     def save_model(self) -> None:
-        trained_with = {"trained_with": "efficientnet-lite0, trained on the labels of ImageNet"}
-        decoders = {**self.tokenizer.provenance.get("decoders", {}), self.name: trained_with}
+        decoders = dict(self.tokenizer.provenance.get("decoders", {}))
+        if self.trained_with:
+            decoders[self.name] = {"trained_with": self.trained_with}
         provenance = {**self.tokenizer.provenance, "decoders": decoders}
         self.tokenizer.save_pretrained(self.folder / "model", provenance)
 
@@ -189,22 +188,16 @@ class DecoderTask(ABC, Generic[C, D]):
         self.load_learned(state)
 
 
-def kernel_distance(made: Tensor, real: Tensor) -> float:
-    """The squared distance of two sets' features, (n, F) and (m, F); about 0 where they are alike.
+def errors(pictures: Tensor, images: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error and PSNR of each picture: (B,), (B,).
 
-    The unbiased estimate by the cubic kernel, as in KID (Bińkowski et al., 2018).
+    Args:
+        pictures: float32 (B, 3, H, W).
+        images: What they should be.
+        originals: The same, uint8, on the CPU.
     """
-
-    def inside(one: Tensor) -> Tensor:
-        kernel, n = _kernel(one, one), len(one)
-        return (kernel.sum() - kernel.trace()) / max(n * (n - 1), 1)
-
-    made, real = made.double(), real.double()
-    return float(inside(made) + inside(real) - 2 * _kernel(made, real).mean())
-
-
-def _kernel(first: Tensor, second: Tensor) -> Tensor:
-    return (first @ second.T / first.shape[1] + 1) ** 3
+    squares = (pictures - images).square().flatten(1).mean(1)
+    return squares, psnr(to_uint8(pictures).cpu(), originals).to(squares)
 
 
 def report(task: DecoderTask[Any, Any], trained: dict[str, float]) -> dict[str, Any]:
@@ -220,7 +213,7 @@ def report(task: DecoderTask[Any, Any], trained: dict[str, float]) -> dict[str, 
         "prefix_lengths": task.lengths,
         "split": test.name,
         "images": min(REPORTED_IMAGES, len(test)),
-        "distance_by": f"{lite0.PACKAGE} {lite0.PACKAGE_VERSION}, the network trained with",
+        **task.facts,
         "steps": trained["steps"],
         "seconds": round(trained["seconds"], 1),
         "parameters": sum(p.numel() for p in task.tokenizer.decoder(task.name).parameters()),
@@ -237,10 +230,12 @@ def finish(task: DecoderTask[Any, Any], trained: dict[str, float]) -> None:
     model = model_folder(Path(task.config.tokenizer))
     task.tokenizer.save_pretrained(model)
     say(f"took {format_seconds(result['seconds'])}")
+    called = " / ".join(words for words, _ in task.shown.values())
     for name in (task.name, FAITHFUL):
-        pairs = zip(task.lengths, result[name]["distance"], result[name]["psnr"], strict=True)
-        text = "  ".join(f"{k}:{d:.4f}/{p:.2f}" for k, d, p in pairs)
-        print(f"test distance / PSNR in dB by prefix length, {name}  {text}")
+        columns = [[f"{v:.{d}f}" for v in result[name][key]] for key, (_, d) in task.shown.items()]
+        rows = zip(task.lengths, zip(*columns, strict=True), strict=True)
+        text = "  ".join(f"{k}:{'/'.join(row)}" for k, row in rows)
+        print(f"test {called} by prefix length, {name}  {text}")
     again = (
         []
         if task.config.tokenizer == DecoderRunConfig().tokenizer
@@ -248,5 +243,5 @@ def finish(task: DecoderTask[Any, Any], trained: dict[str, float]) -> None:
     )
     print(
         f"gave {model} its decoder {task.name!r}; look at {task.folder}/prefixes.png, "
-        f"then: {next_command('stage2_prior.train', *again)}"
+        f"then: {task.command_after(*again)}"
     )

@@ -15,11 +15,12 @@ from pqvae.images import to_float
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime
 from pqvae.training.run import run_stage
-from stage1_tokenizer.decoder_task import DecoderTask, finish
+from stage1_tokenizer.decoder_task import finish
 from stage1_tokenizer.decoders.drawn import DrawnDecoder
 from stage1_tokenizer.drawn_config import Config
 from stage1_tokenizer.drawn_objective import DrawnObjective
-from stage1_tokenizer.prefixes import evenly_spaced_indices, residual_shares
+from stage1_tokenizer.perceptual_task import PerceptualTask
+from stage1_tokenizer.prefixes import evenly_spaced_indices, log_uniform, residual_shares
 from stage1_tokenizer.tokenizer import DRAWN
 
 MEASURED = 2000  # training images at most, of whose latents the covariance is taken
@@ -33,7 +34,7 @@ CURVES = {
 }
 
 
-class DrawnTask(DecoderTask[Config, DrawnDecoder]):
+class DrawnTask(PerceptualTask[Config, DrawnDecoder]):
     """A decoder that draws, and the discriminator that tells its pictures from real ones."""
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:
@@ -116,15 +117,6 @@ class DrawnTask(DecoderTask[Config, DrawnDecoder]):
         self.trained.load_state_dict(state["decoder"])
         self.decoder.load_state_dict(state["average"])
         self.objective.discriminator.load_state_dict(state["discriminator"])
-
-
-def log_uniform(chance: Tensor, cuts: Sequence[int]) -> Tensor:
-    """Lengths int64 (B,) among the cuts, as often in 1..2 as in 3..6 or 7..14, of chance in [0, 1).
-
-    As what a code adds to a picture gets less the more there are.
-    """
-    places = (0.5 * (2 * len(cuts) + 1) ** chance.double()).round().long().clamp(1, len(cuts))
-    return torch.tensor(cuts)[places - 1]
 
 
 def run(config: Config) -> None:

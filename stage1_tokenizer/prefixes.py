@@ -22,6 +22,15 @@ def prefix_grid(cuts: Sequence[int]) -> list[int]:
     return [k for k in (powers if len(cuts) == N else cuts) if k < N] + [N]
 
 
+def log_uniform(chance: Tensor, cuts: Sequence[int]) -> Tensor:
+    """Lengths int64 (B,) among the cuts, as often in 1..2 as in 3..6 or 7..14, of chance in [0, 1).
+
+    As what a code adds to a picture gets less the more there are.
+    """
+    places = (0.5 * (2 * len(cuts) + 1) ** chance.double()).round().long().clamp(1, len(cuts))
+    return torch.tensor(cuts)[places - 1]
+
+
 @torch.inference_mode()
 def reconstruct(
     tokenizer: Tokenizer,

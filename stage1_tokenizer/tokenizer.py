@@ -30,6 +30,7 @@ from stage1_tokenizer.version1 import upgrade_config, upgrade_tensors
 FAITHFUL = "faithful"  # the decoder that every tokenizer has: the mean under squared error
 VIVID = "vivid"  # one for eyes, where it was trained
 DRAWN = "drawn"  # another, that draws what the codes leave unsaid
+SMALL = "small"  # one for browsers, of the first codes
 FEATURE_GRID = 4  # cells on a side, whose features are averaged
 # Pixels that the networks take at once. Always as many images, padded: kernels round by the shape
 # of a batch, and the codes and pixels of an image are to depend on that image alone.

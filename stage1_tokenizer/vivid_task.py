@@ -12,8 +12,9 @@ from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime
 from pqvae.training.run import run_stage
 from stage1_tokenizer.decoder_config import Config
-from stage1_tokenizer.decoder_task import DecoderTask, finish
+from stage1_tokenizer.decoder_task import finish
 from stage1_tokenizer.decoders.contract import Decoder
+from stage1_tokenizer.perceptual_task import PerceptualTask
 from stage1_tokenizer.tokenizer import VIVID
 from stage1_tokenizer.vivid_objective import VividObjective
 
@@ -25,7 +26,7 @@ CURVES = {
 }
 
 
-class VividTask(DecoderTask[Config, Decoder]):
+class VividTask(PerceptualTask[Config, Decoder]):
     """A decoder that makes one picture of the codes."""
 
     def __init__(self, config: Config, runtime: Runtime, folder: Path) -> None:

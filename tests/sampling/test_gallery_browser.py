@@ -1,28 +1,21 @@
 """The page in a browser: what a visitor does with keys, on a phone, by day and by night."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from sampling.found import write_found
 from sampling.gallery import main
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.decoder_config import DirectConfig
 from stage2_prior import Prior
+from tests.browser import launched, needs_chromium
 from tests.sampling.gallery_page import HOSTILE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here; install it, on Debian by apt-get install chromium"
-)
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
+pytestmark = needs_chromium
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 # Every picture that can be seen, as its pixels; of one that was not drawn they are transparent.
@@ -57,10 +50,8 @@ def gallery_file(prior: Path, tiny_run: Any, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

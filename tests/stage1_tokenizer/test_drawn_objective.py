@@ -11,11 +11,11 @@ from pqvae import lite0
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_splits
 from pqvae.images import to_float
-from stage1_tokenizer.decoder_task import kernel_distance
 from stage1_tokenizer.discriminator import Discriminator, Head, SpectralConv2d, hinge_loss
 from stage1_tokenizer.drawn_config import DrawnObjectiveConfig
 from stage1_tokenizer.drawn_objective import DrawnObjective
-from stage1_tokenizer.drawn_task import log_uniform
+from stage1_tokenizer.perceptual_task import kernel_distance
+from stage1_tokenizer.prefixes import log_uniform
 from stage1_tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
