@@ -75,7 +75,7 @@ class SmallTask(DecoderTask[Config, SmallDecoder]):
 
     def command_after(self, *tokenizer: str) -> str:
         given = [word for each in tokenizer for word in ("--tokenizer", each.split("=", 1)[1])]
-        return next_command("stage1_tokenizer.export_web", *given)
+        return next_command("stage2_prior.export_web", *given)
 
 
 def codes_of_bytes(sizes: Sequence[int], size: int) -> int:

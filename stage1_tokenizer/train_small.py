@@ -8,7 +8,7 @@ from stage1_tokenizer.small_config import Config
 SUMMARY = """\
 Train a small decoder of the first codes, by squared error: as many as a placeholder of a few bytes
 holds. The codes stay the same. It becomes the decoder "small" of the model in the tokenizer's
-folder, and stage1_tokenizer.export_web writes it for browsers. The same command again resumes where
+folder, and stage2_prior.export_web writes it for browsers. The same command again resumes where
 it was cut."""
 EXAMPLES = """\
   python -m stage1_tokenizer.train_small

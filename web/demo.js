@@ -144,6 +144,6 @@ try {
   listen();
   await offer(answer.ok ? await answer.json() : []);
 } catch (reason) {
-  error.textContent = `${reason.message}; python -m stage1_tokenizer.export_web writes photos.bin.`;
+  error.textContent = `${reason.message}; python -m stage2_prior.export_web writes photos.bin.`;
 }
 document.body.dataset.ready = "";

@@ -8,7 +8,7 @@ const HEADER = 8; // bytes of a .pq file before its codes
 const MODES = ["fixed", "static", "context"];
 
 /**
- * Read a file of weights, as `python -m stage1_tokenizer.export_web` writes it.
+ * Read a file of weights, as `python -m stage2_prior.export_web` writes it.
  * @param source its bytes, or what `fetch` gives, also before it is there
  */
 export async function load(source) {
@@ -51,7 +51,7 @@ export class Decoder {
     let aspect = 1;
     let codes;
     if (typeof input === "string") {
-      codes = this.readCodes(fromBase64url(input), this.sizes.length).codes;
+      codes = this.readCodes(fromBase64url(input));
       if (!codes.length) throw new Error("too short: there is no whole code");
     } else {
       ({ codes, aspect } = this.readFile(asBytes(input)));
@@ -71,42 +71,43 @@ export class Decoder {
     }
     const model = hex(bytes.subarray(1, 3));
     if (model !== this.model) {
-      throw new Error(`of the model ${model}, but the weights here are of ${this.model}`);
+      throw new Error(`written with the model ${model}, but the weights are of ${this.model}`);
     }
-    const count = bytes[5] + 1;
-    const N = this.sizes.length;
-    if (count > N) throw new Error(`damaged: ${count} codes, but this model has ${N}`);
     const payload = bytes.subarray(HEADER);
-    const { codes, left } = this.readCodes(payload, count);
-    if (codes.length === count) {
-      // Of a file that was cut there is no telling, as the checksum is of all codes.
-      const said = (bytes[6] << 8) | bytes[7];
-      const goesOn = left > 7 || bytes[bytes.length - 1] & ((1 << left) - 1);
-      if (goesOn || checksum(bytes.subarray(0, 6), codes) !== said) {
-        throw new Error("damaged: its checksum does not fit");
-      }
+    const size = bytes[5] + 1;
+    if (payload.length > size) throw new Error("damaged: it goes on after its end");
+    let codes = this.readCodes(payload);
+    if (payload.length === size) {
+      // How many codes there are, the checksum tells. A file that was cut has none that fits.
+      const count = codes.findIndex((_, k) => this.isWhole(bytes, codes.slice(0, k + 1)));
+      if (count < 0) throw new Error("damaged: its checksum does not fit");
+      codes = codes.slice(0, count + 1);
     }
     if (!codes.length) throw new Error("cut off before its first picture");
     const shape = (bytes[3] << 4) | (bytes[4] >> 4);
     return { codes, aspect: 2 ** ((shape - 2048) / 256) };
   }
 
-  // At most `most` codes, each in as many bits, high bits first; and how many bits are left.
-  readCodes(bytes, most) {
+  // Whether these are all codes of a file: they fill it up to its last byte, and zeros the rest.
+  isWhole(bytes, codes) {
+    const left = 8 * (bytes.length - HEADER) - sum(this.bits.slice(0, codes.length));
+    const zeros = left < 8 && !(bytes[bytes.length - 1] & ((1 << left) - 1));
+    return zeros && checksum(bytes.subarray(0, 6), codes) === ((bytes[6] << 8) | bytes[7]);
+  }
+
+  // As many codes as there are, each in as many bits, high bits first.
+  readCodes(bytes) {
     const codes = [];
     let at = 0;
-    while (codes.length < most) {
-      const bits = this.bits[codes.length];
-      if (at + bits > 8 * bytes.length) break;
+    for (const [place, size] of this.sizes.entries()) {
+      const end = at + this.bits[place];
+      if (end > 8 * bytes.length) break;
       let code = 0;
-      for (const end = at + bits; at < end; at++) {
-        code = (code << 1) | ((bytes[at >> 3] >> (7 - (at & 7))) & 1);
-      }
-      const size = this.sizes[codes.length];
+      for (; at < end; at++) code = (code << 1) | ((bytes[at >> 3] >> (7 - (at & 7))) & 1);
       if (code >= size) throw new Error(`damaged: code ${code}, where there are ${size}`);
       codes.push(code);
     }
-    return { codes, left: 8 * bytes.length - at };
+    return codes;
   }
 
   // What the codes say of the latent map, place by place: (side, side, channels).

@@ -59,7 +59,7 @@ def test_the_tokenizer_gets_a_decoder_of_the_codes_that_the_bytes_hold(
     assert "distance_by" not in result
     said = capsys.readouterr().out
     assert "test PSNR in dB by prefix length, small  1:" in said
-    assert "then: python -m stage1_tokenizer.export_web --tokenizer tokenizer\n" in said
+    assert "then: python -m stage2_prior.export_web --tokenizer tokenizer\n" in said
 
 
 def test_it_learns_more_than_the_linear_picture_that_it_starts_as(work: Path) -> None:

@@ -152,8 +152,8 @@ def test_a_file_that_is_dropped_or_chosen_is_shown_in_its_shape(
     visit: Callable[..., Page], exported: Exported
 ) -> None:
     page = visit()
-    header = Header.of_picture(Mode.FIXED, model_id(exported.tokenizer.codes_hash), 10, 800, 400)
-    content = pack(header, CODES[1], payload(exported, CODES[1]))
+    codes, model = payload(exported, CODES[1]), model_id(exported.tokenizer.codes_hash)
+    content = pack(Header.of_picture(Mode.FIXED, model, len(codes), 800, 400), CODES[1], codes)
     chosen = {"name": "a.pq", "mimeType": "", "buffer": content}
     page.locator("#file").set_input_files(chosen)  # type: ignore[bad-argument-type]
     page.wait_for_function("() => !document.querySelector('#bytes').disabled")

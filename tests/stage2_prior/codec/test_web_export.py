@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from pqvae.files import read_json
-from stage1_tokenizer import Tokenizer, export_web
+from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.decoder_config import SmallConfig
+from stage2_prior import export_web
 from stage2_prior.codec.pictures import Codec
 from stage2_prior.codec.web_weights import WebWeights
 from tests.web.small_tokenizer import add_small

@@ -10,15 +10,15 @@ SUMMARY = """\
 Write the small decoder of a tokenizer (stage1_tokenizer.train_small) as the file that web/pqvae.js
 loads, and say what it is worth on validation pictures."""
 EXAMPLES = """\
-  python -m stage1_tokenizer.export_web
-  python -m stage1_tokenizer.export_web --tokenizer runs/photos --out web/photos.bin
-  python -m stage1_tokenizer.export_web --examples photos/ beach.jpg"""
+  python -m stage2_prior.export_web
+  python -m stage2_prior.export_web --tokenizer runs/photos --out web/photos.bin
+  python -m stage2_prior.export_web --examples photos/ beach.jpg"""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; --help answers before torch is imported."""
-    parser = Parser("stage1_tokenizer.export_web", SUMMARY, EXAMPLES)
+    parser = Parser("stage2_prior.export_web", SUMMARY, EXAMPLES)
     add = parser.add_argument
     add("--tokenizer", type=Path, default=Path("runs/tokenizer"), metavar="DIR")
     add(
