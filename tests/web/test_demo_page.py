@@ -237,7 +237,7 @@ def test_without_weights_it_says_how_to_make_them(browser: Browser, folder: Path
         page.wait_for_selector("body[data-ready]")
         said = page.locator("#error").inner_text()
         page.close()
-    assert said.startswith("not a file of weights, or damaged; python -m stage1_tokenizer.export_")
+    assert said.startswith("not a file of weights, or damaged; python -m stage2_prior.export_")
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP])

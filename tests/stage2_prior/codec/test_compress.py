@@ -144,7 +144,7 @@ def test_placeholders_are_lines_of_text_that_decode(
     code, out, _ = pqvae("placeholder", pictures / "a/0.png", "--bytes", 3)
     assert out.strip() == lines[0][0]
     code, out, _ = pqvae("decode", "--placeholder", out.strip(), "-o", tmp_path / "p.png")
-    assert (code, out) == (0, f"made {tmp_path}/p.png of 5 codes\n")
+    assert (code, out) == (0, f"made {tmp_path}/p.png of 6 codes\n")
 
 
 def test_near_copies_are_found_among_pictures_and_files(
