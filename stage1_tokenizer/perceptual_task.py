@@ -25,7 +25,7 @@ class PerceptualTask(DecoderTask[C, D], ABC):
     network: lite0.Lite0
     watched: Mapping[str, int] = {"kernel": 4, "distance": 4, "psnr": 2}
     shown: Mapping[str, tuple[str, int]] = {"distance": ("distance", 4), "psnr": ("PSNR in dB", 2)}
-    trained_with = "efficientnet-lite0, trained on the labels of ImageNet"
+    trained_with = f"{lite0.NAME}, trained on the labels of ImageNet"
     facts: Mapping[str, str] = {
         "distance_by": f"{lite0.PACKAGE} {lite0.PACKAGE_VERSION}, the network trained with"
     }

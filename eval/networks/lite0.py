@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from eval.networks.features import FeatureNetwork
 from pqvae.lite0 import (
     FEATURES,
+    NAME,
     PACKAGE,
     PACKAGE_VERSION,
     SIDE,
@@ -20,7 +21,7 @@ def load(weights: Path | None = None) -> FeatureNetwork:
     """Build the network from the weights file named, or from the installed package's."""
     return FeatureNetwork(
         _Classified(load_network(weights)),
-        f"efficientnet-lite0-{SIDE}",
+        f"{NAME}-{SIDE}",
         FEATURES,
         f"{SIDE}x{SIDE} by bilinear, antialiased where that is smaller, in the network",
         f"{PACKAGE} {PACKAGE_VERSION}",

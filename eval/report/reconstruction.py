@@ -26,6 +26,7 @@ from eval.subjects.tokenized import (
 )
 from pqvae.errors import UserError
 from pqvae.images import psnr
+from pqvae.lite0 import NAME as LITE0
 from pqvae.lite0 import Lite0, lite0_distance
 from pqvae.lite0 import load_network as load_lite0
 from pqvae.plots import NO_PLOT, Panel, save_plot
@@ -115,7 +116,7 @@ def open_networks(
     asked = name == "lite0" or (name is None and weights is not None)
     lite0, notes = None, []
     try:
-        if "lite0" in trained_with:
+        if trained_with.startswith(LITE0):
             raise UserError(f"the decoder was trained with {trained_with}")
         lite0 = load_lite0(weights if asked else None).to(device)
     except UserError as error:
