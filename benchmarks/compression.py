@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("benchmarks.compression", summary, examples)
     parser.prog = "python benchmarks/compression.py"
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="a shipped one, as photos, or a folder")
+    add("--model", required=True, help="a shipped one, as photos, or a folder")
     add(
         "--images",
         action="append",

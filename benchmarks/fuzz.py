@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--n", type=positive_int, default=100_000, help="inputs (default: 100,000)")
     add("--seed", type=whole_number(0, 2**31), default=0, help="of the changes (default: 0)")
-    add("--model", type=Path, default=Path("photos"), help="default: photos")
+    add("--model", default="photos", help="a shipped one or a folder (default: photos)")
     add("--prior", type=Path, help="of the model's codes: mode context, too, which is slow")
     args = parser.parse_args(argv)
     codec = Codec.from_pretrained(args.model, args.prior)

@@ -11,8 +11,8 @@ def shipped_models() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of a shipped model; any other name is that of a folder.
+    """The folder of a shipped model, if a text names one; anything else is a folder itself.
 
-    A folder that is called as a shipped model is reached as ``./photos``.
+    A folder that is called as a shipped model is reached as "./photos", or by a ``Path``.
     """
-    return FOLDER / name if str(name) in shipped_models() else Path(name)
+    return FOLDER / name if isinstance(name, str) and name in shipped_models() else Path(name)

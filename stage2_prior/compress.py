@@ -64,8 +64,7 @@ def _parser(name: str) -> Parser:
     add = parser.add_argument
     add(
         "--model",
-        type=Path,
-        default=Path("photos"),
+        default="photos",
         metavar="MODEL",
         help="photos or emoji, which come with the package, or a tokenizer's folder "
         "(default: photos)",
