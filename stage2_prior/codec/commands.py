@@ -28,8 +28,8 @@ def encode(args: argparse.Namespace) -> None:
         UserError: An input is missing or no picture, a result is there, or so few bytes hold none.
     """
     jobs = plan(args.inputs, PICTURES, args.out, ".pq")
-    check_free(jobs, args.force)
-    codec = _open_codec(args)
+    check_free([job.place for job in jobs], args.force)
+    codec = _open_codec(args, one_by_one=len(jobs) == 1)
     length = Length(args.bytes, args.prefix, args.psnr)
     mode, sizes = Mode[args.mode.upper()], []
     reader = Reader(jobs, "encoding")
@@ -60,10 +60,8 @@ def decode(args: argparse.Namespace) -> None:
     jobs = plan(args.inputs, PQ, args.out, ".png") if args.inputs else []
     if not jobs and args.out.suffix.lower() != ".png":
         raise UserError(f"-o {args.out}: must end in .png")
-    check_free(jobs, args.force)
-    if not jobs and args.out.exists() and not args.force:
-        raise UserError(f"{args.out}: there already; --force replaces it")
-    codec = _open_codec(args)
+    check_free([job.place for job in jobs] or [args.out], args.force)
+    codec = _open_codec(args, one_by_one=True)
     if not jobs:
         codes = codec.read_placeholder(args.placeholder)
         write(args.out, encode_png(codec.show(codes, args.decoder, args.side)))
@@ -101,7 +99,7 @@ def placeholder(args: argparse.Namespace) -> None:
         UserError: An input is missing or no picture, or so few bytes hold none.
     """
     jobs = find_files(args.inputs, PICTURES)
-    codec = _open_codec(args)
+    codec = _open_codec(args, one_by_one=len(jobs) == 1)
     reader = Reader(jobs, "encoding")
     for chunk in reader(functools.partial(decode_whole, size=codec.image_size)):
         if not chunk:
@@ -156,9 +154,11 @@ def tables(args: argparse.Namespace) -> None:
     print(f"made {place}/{StaticCoder.FILE} of {len(codes):,} images")
 
 
-def _open_codec(args: argparse.Namespace) -> Codec:
+def _open_codec(args: argparse.Namespace, one_by_one: bool = False) -> Codec:
+    """The model; ``one_by_one`` where a block of images would mostly be padding."""
     codec = Codec.from_pretrained(args.model, args.prior)
     codec.tokenizer.to(select_device(args.device))
+    codec.tokenizer.images_at_once = int(one_by_one)
     return codec
 
 

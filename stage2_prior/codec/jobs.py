@@ -74,13 +74,13 @@ def plan(inputs: Sequence[Path], extensions: frozenset[str], out: Path, suffix: 
     return placed
 
 
-def check_free(jobs: Sequence[Job], force: bool) -> None:
-    """Check that no result is there already; with ``force``, that none is what it is made of.
+def check_free(places: Sequence[Path], force: bool) -> None:
+    """Check that no result is there already, unless it may be replaced.
 
     Raises:
         UserError: One is.
     """
-    there = [job.place for job in jobs if job.place.exists()]
+    there = [place for place in places if place.exists()]
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UserError(f"{there[0]}{more}: there already; --force replaces them")
