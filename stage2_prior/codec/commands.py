@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import tempfile
 
 import torch
 from torch import Tensor
@@ -143,12 +144,13 @@ def tables(args: argparse.Namespace) -> None:
     Raises:
         UserError: There is no such model, or its images are not where they were.
     """
-    folder = find_model(args.model)
-    tokenizer = Tokenizer.from_pretrained(folder).to(select_device(args.device))
-    data = recorded_data(tokenizer.provenance, str(folder), args.data, "--data PATH")
-    place = model_folder(folder)
+    model = find_model(args.model)
+    tokenizer = Tokenizer.from_pretrained(model).to(select_device(args.device))
+    data = recorded_data(tokenizer.provenance, str(model), args.data, "--data PATH")
+    place = model_folder(model)
     images = open_dataset(data, "train")
-    codes = encode_dataset(tokenizer, images, None, 1, 0, place / "codes").codes[0]
+    with tempfile.TemporaryDirectory() as folder:
+        codes = encode_dataset(tokenizer, images, None, 1, 0, Path(folder)).codes[0]
     coder = StaticCoder.of_codes(codes, tokenizer.quantizer.sizes)
     coder.save(place, tokenizer.codes_hash)
     print(f"made {place}/{StaticCoder.FILE} of {len(codes):,} images")
