@@ -3,6 +3,7 @@
 import argparse
 import functools
 import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
