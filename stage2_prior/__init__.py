@@ -1,17 +1,14 @@
-"""Stage 2: ordered codes <-> probabilities, and pictures <-> bytes.
+"""Stage 2: ordered codes <-> probabilities.
 
-What is exported is imported when it is first asked for: ``--help`` must not wait for torch.
+``Prior`` is imported when it is first asked for: ``--help`` must not wait for torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stage2_prior.codec.oneshot import compress as compress
-    from stage2_prior.codec.oneshot import decompress as decompress
-    from stage2_prior.codec.oneshot import placeholder as placeholder
     from stage2_prior.prior import Prior as Prior
 
-__all__ = ["Prior", "compress", "decompress", "placeholder"]
+__all__ = ["Prior"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,8 +16,4 @@ def __getattr__(name: str) -> Any:
         from stage2_prior.prior import Prior
 
         return Prior
-    if name in __all__:
-        from stage2_prior.codec import oneshot
-
-        return getattr(oneshot, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,11 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 # Commands: they parse, and import the one module that does the work when they are called.
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FACES = tuple(entry.removesuffix(":main") for entry in PROJECT["project"]["scripts"].values())
-PUBLIC = ("stage1_tokenizer", "stage2_prior")  # import their class when it is asked for
+PUBLIC = (
+    "stage1_tokenizer",
+    "stage2_prior",
+    "stage2_prior.codec",
+)  # import their class when it is asked for
 # Rooms of kinds: what a kind may import besides the ground and torch.
 KINDS = {
     "stage1_tokenizer.quantizers": {

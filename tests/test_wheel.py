@@ -35,6 +35,8 @@ def test_the_wheel_holds_code_data_and_licences_but_no_tests(wheel: Path) -> Non
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"pqvae/py.typed", "eval/py.typed", "pqvae/data/emoji/emoji-train-000000.tar"} <= names
     assert {f"eval/gallery/page.{part}" for part in ("html", "css", "js")} <= names
+    parts = ("README.md", "config.json", "model.safetensors", "tables.safetensors")
+    assert {f"stage1_tokenizer/models/photos/{part}" for part in parts} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/pqvae/data/emoji/LICENSES.md") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "configs/"))]

@@ -14,7 +14,7 @@ from torch import Tensor
 from pqvae.errors import UserError
 from pqvae.images import encode_png, to_uint8
 from stage1_tokenizer import Tokenizer
-from stage2_prior import compress, decompress, placeholder
+from stage2_prior.codec import compress, decompress, placeholder
 from stage2_prior.codec.container import FormatError
 from stage2_prior.compress import main
 from tests.conftest import SIZE, BlobImages, TinyRun
