@@ -3,6 +3,7 @@
 import argparse
 import functools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from pqvae.runtime import select_device
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.shipped import find_model
 from stage2_prior.codec.container import HEADER, FormatError, Mode
-from stage2_prior.codec.jobs import PICTURES, PQ, Reader, check_free, find_files, plan, write
+from stage2_prior.codec.jobs import PICTURES, PQ, Job, Reader, check_free, find_files, plan, write
 from stage2_prior.codec.near import near_pairs
 from stage2_prior.codec.pictures import Codec, Content, Length
 from stage2_prior.codec.static import StaticCoder
@@ -35,12 +36,9 @@ def encode(args: argparse.Namespace) -> None:
     length = Length(args.bytes, args.prefix, args.psnr)
     mode, sizes = Mode[args.mode.upper()], []
     reader = Reader(jobs, "encoding")
-    for chunk in reader(functools.partial(decode_whole, size=codec.image_size)):
-        if not chunk:
-            continue
-        images, shapes = torch.stack([image for _, (image, _) in chunk]), [s for _, (_, s) in chunk]
+    for chunk, images, shapes in _pictures(reader, codec):
         files = codec.compress(images, shapes, length, mode=mode, effort=args.effort)
-        for (job, _), data in zip(chunk, files, strict=True):
+        for job, data in zip(chunk, files, strict=True):
             write(job.place, data)
             sizes.append(len(data))
     made = f"{len(sizes)} files" if len(jobs) > 1 else str(jobs[0].place)
@@ -102,13 +100,9 @@ def placeholder(args: argparse.Namespace) -> None:
     """
     jobs = find_files(args.inputs, PICTURES)
     codec = _open_codec(args, one_by_one=len(jobs) == 1)
-    reader = Reader(jobs, "encoding")
-    for chunk in reader(functools.partial(decode_whole, size=codec.image_size)):
-        if not chunk:
-            continue
-        images = torch.stack([image for _, (image, _) in chunk])
+    for chunk, images, _ in _pictures(Reader(jobs, "encoding"), codec):
         texts = codec.placeholders(images, args.bytes, args.effort)
-        for (job, _), text in zip(chunk, texts, strict=True):
+        for job, text in zip(chunk, texts, strict=True):
             print(text if len(jobs) == 1 else f"{text}\t{job.source}")
 
 
@@ -163,6 +157,15 @@ def _open_codec(args: argparse.Namespace, one_by_one: bool = False) -> Codec:
     codec.tokenizer.to(select_device(args.device))
     codec.tokenizer.images_at_once = int(one_by_one)
     return codec
+
+
+def _pictures(
+    reader: Reader, codec: Codec
+) -> Iterator[tuple[list[Job], Tensor, list[tuple[int, int]]]]:
+    """Chunks of jobs, their squares, uint8 (B, 3, S, S), and width and height of each picture."""
+    for chunk in reader(functools.partial(decode_whole, size=codec.image_size)):
+        squares, shapes = zip(*[read for _, read in chunk], strict=True)
+        yield [job for job, _ in chunk], torch.stack(squares), list(shapes)
 
 
 def _describe(size: int, content: Content) -> str:

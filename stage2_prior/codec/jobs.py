@@ -105,7 +105,7 @@ class Reader:
         self.passed_over = 0
 
     def __call__(self, read: Callable[[bytes], T]) -> Iterator[list[tuple[Job, T]]]:
-        """Chunks of jobs, each with what ``read`` makes of its file.
+        """Chunks of jobs, none empty, each with what ``read`` makes of its file.
 
         Raises:
             UserError: The only file cannot be read, or none of several.
@@ -115,7 +115,8 @@ class Reader:
             for start in range(0, len(self.jobs), AT_ONCE):
                 chunk = self.jobs[start : start + AT_ONCE]
                 results = pool.map(lambda job: _try(read, job.source), chunk)
-                yield list(self._good(zip(chunk, results, strict=True)))
+                if good := list(self._good(zip(chunk, results, strict=True))):
+                    yield good
                 if progress:
                     progress.advance(len(chunk))
         if progress:

@@ -86,11 +86,12 @@ class Codec:
         self.tokenizer = tokenizer
         self.fixed = FixedCoder(sizes)
         self.coders: dict[Mode, Coder] = {Mode.FIXED: self.fixed, **coders}
-        self.models = {mode: self._model(coder) for mode, coder in self.coders.items()}
+        codes_hash = tokenizer.codes_hash
+        self.models = {
+            mode: model_id(codes_hash, *filter(None, [coder.content_hash]))
+            for mode, coder in self.coders.items()
+        }
         self.cuts = list(tokenizer.quantizer.cuts)
-
-    def _model(self, coder: Coder) -> bytes:
-        return model_id(self.tokenizer.codes_hash, *filter(None, [coder.content_hash]))
 
     @classmethod
     def from_pretrained(cls, model: str | Path, prior: str | Path | None = None) -> "Codec":
@@ -171,8 +172,7 @@ class Codec:
             if len(payload) > min(most, MOST_BYTES):
                 break
             payloads.append(payload)
-        k = max((cut for cut in self.cuts if cut <= len(payloads)), default=0)
-        if not k:
+        if not (k := self._cut(len(payloads))):
             raise UserError(f"{HEADER + most} bytes hold no picture; give more")
         return payloads[:k]
 
@@ -200,10 +200,13 @@ class Codec:
 
     def _prefix(self, codes: list[int]) -> list[int]:
         """As many of the codes as make a picture."""
-        k = max((cut for cut in self.cuts if cut <= len(codes)), default=0)
-        if not k:
+        if not (k := self._cut(len(codes))):
             raise FormatError("cut off before its first picture")
         return codes[:k]
+
+    def _cut(self, most: int) -> int:
+        """The longest prefix of at most so many codes that makes a picture; 0 where none does."""
+        return max((cut for cut in self.cuts if cut <= most), default=0)
 
     def placeholders(self, images: Tensor, size: int, effort: int = 0) -> list[str]:
         """Codes alone as text, base64url without padding: of squares uint8 (B, 3, S, S).
