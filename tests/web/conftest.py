@@ -1,5 +1,6 @@
 """What the tests of the browser's side share: a file of weights, and JavaScript that uses it."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from stage1_tokenizer import Tokenizer
+from stage2_prior.codec.fixed import FixedCoder
 from stage2_prior.codec.web_weights import WebWeights
 from tests.web.small_tokenizer import random_tokenizer
 
@@ -43,6 +45,14 @@ class Exported:
     tokenizer: Tokenizer
     weights: WebWeights
     path: Path
+
+    def payload(self, codes: list[int]) -> bytes:
+        """The bytes of these codes in mode fixed."""
+        return list(FixedCoder(self.tokenizer.quantizer.sizes).payloads(codes))[-1]
+
+    def text(self, codes: list[int]) -> str:
+        """Their placeholder."""
+        return base64.urlsafe_b64encode(self.payload(codes)).decode().rstrip("=")
 
 
 @pytest.fixture(scope="session")

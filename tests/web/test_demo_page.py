@@ -17,7 +17,6 @@ from playwright.sync_api import Browser, Page
 
 from pqvae.images import encode_sheet, to_uint8
 from stage2_prior.codec.container import Header, Mode, model_id, pack
-from stage2_prior.codec.fixed import FixedCoder
 from tests.browser import launched, needs_chromium
 from tests.conftest import draw_blobs
 from tests.web.conftest import WEB, Exported
@@ -37,14 +36,6 @@ NOT_INSTALLED = "not installed: npm install in this folder"
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the name is inherited)
         """Nothing: a test that passes says nothing."""
-
-
-def payload(exported: Exported, codes: list[int]) -> bytes:
-    return list(FixedCoder(exported.tokenizer.quantizer.sizes).payloads(codes))[-1]
-
-
-def text(exported: Exported, codes: list[int]) -> str:
-    return base64.urlsafe_b64encode(payload(exported, codes)).decode().rstrip("=")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +102,7 @@ def test_the_slider_changes_the_picture_and_what_is_said_of_it(
     page = visit()
     slider = page.locator("#bytes")
     assert slider.is_disabled()
-    page.locator("#text").fill(text(exported, CODES[0]))
+    page.locator("#text").fill(exported.text(CODES[0]))
     assert page.locator("#error").inner_text() == ""
     assert caption(page, "ours") == "5 bytes, 7 codes"  # 4 + 4 + 5 x 5 bits are 33
     seen = [page.evaluate(OURS)]
@@ -133,7 +124,7 @@ def test_the_canvas_shows_the_colours_that_the_weights_say(
     visit: Callable[..., Page], exported: Exported
 ) -> None:
     page = visit()
-    page.locator("#text").fill(text(exported, CODES[0]))
+    page.locator("#text").fill(exported.text(CODES[0]))
     means = page.evaluate(
         """() => {
             const canvas = document.querySelector("#ours canvas");
@@ -152,7 +143,7 @@ def test_a_file_that_is_dropped_or_chosen_is_shown_in_its_shape(
     visit: Callable[..., Page], exported: Exported
 ) -> None:
     page = visit()
-    codes, model = payload(exported, CODES[1]), model_id(exported.tokenizer.codes_hash)
+    codes, model = exported.payload(CODES[1]), model_id(exported.tokenizer.codes_hash)
     content = pack(Header.of_picture(Mode.FIXED, model, len(codes), 800, 400), CODES[1], codes)
     chosen = {"name": "a.pq", "mimeType": "", "buffer": content}
     page.locator("#file").set_input_files(chosen)  # type: ignore[bad-argument-type]
@@ -171,13 +162,13 @@ def test_bad_input_says_why_and_leaves_the_picture(
     visit: Callable[..., Page], exported: Exported
 ) -> None:
     page = visit()
-    page.locator("#text").fill(text(exported, CODES[0]))
+    page.locator("#text").fill(exported.text(CODES[0]))
     seen = page.evaluate(OURS)
     page.locator("#text").fill("<b>not one</b>")
     said = page.locator("#error").inner_text()
     assert said.startswith("This cannot be shown: not a placeholder: it has other signs")
     assert page.evaluate(OURS) == seen
-    page.locator("#text").fill(text(exported, CODES[1]))
+    page.locator("#text").fill(exported.text(CODES[1]))
     assert page.locator("#error").inner_text() == ""
     assert page.evaluate(OURS) != seen
 
@@ -186,7 +177,7 @@ def test_without_the_other_packages_it_works_and_says_so(
     visit: Callable[..., Page], exported: Exported
 ) -> None:
     page = visit()
-    page.locator("#text").fill(text(exported, CODES[0]))
+    page.locator("#text").fill(exported.text(CODES[0]))
     assert caption(page, "blurhash") == caption(page, "thumbhash") == NOT_INSTALLED
     assert page.evaluate(BLANK) == ["blurhash", "thumbhash", "original"]
 
@@ -199,7 +190,7 @@ def test_blurhash_and_thumbhash_are_shown_beside_it(
 ) -> None:
     shutil.copytree(WEB / "node_modules", folder / "node_modules")
     page = visit()
-    page.locator("#text").fill(text(exported, CODES[0]))
+    page.locator("#text").fill(exported.text(CODES[0]))
     assert caption(page, "blurhash").startswith("28 bytes, of what PQ-VAE shows")
     assert "bytes, of what PQ-VAE shows" in caption(page, "thumbhash")
     assert page.evaluate(BLANK) == ["original"]
@@ -212,7 +203,7 @@ def test_examples_are_offered_and_the_first_is_shown(
     examples = [
         {
             "name": f"picture {index}",
-            "placeholder": text(exported, codes),
+            "placeholder": exported.text(codes),
             "aspect": 1.5,
             "picture": "data:image/webp;base64,"
             + base64.b64encode(encode_sheet(picture.unsqueeze(0), 1)).decode(),
@@ -245,7 +236,7 @@ def test_nothing_is_wider_than_the_window_and_targets_are_large(
     visit: Callable[..., Page], exported: Exported, viewport: dict[str, int]
 ) -> None:
     page = visit(viewport)
-    page.locator("#text").fill(text(exported, CODES[0]))
+    page.locator("#text").fill(exported.text(CODES[0]))
     scrolled, window = page.evaluate(
         "() => [document.documentElement.scrollWidth, window.innerWidth]"
     )

@@ -30,17 +30,9 @@ def rows(exported: Exported) -> list[list[int]]:
     return torch.stack(columns, dim=1).tolist()
 
 
-def payload(exported: Exported, codes: list[int]) -> bytes:
-    return list(FixedCoder(exported.tokenizer.quantizer.sizes).payloads(codes))[-1]
-
-
-def text(content: bytes) -> str:
-    return base64.urlsafe_b64encode(content).decode().rstrip("=")
-
-
 def file(exported: Exported, codes: list[int], mode: Mode = Mode.FIXED) -> bytes:
     model = model_id(exported.tokenizer.codes_hash)
-    content = payload(exported, codes)
+    content = exported.payload(codes)
     return pack(Header.of_picture(mode, model, len(content), 1000, 500), codes, content)
 
 
@@ -66,7 +58,7 @@ def test_placeholders_show_what_the_weights_say_whatever_their_length(
     exported: Exported, decode: Decode, rows: list[list[int]]
 ) -> None:
     prefixes = [row[:k] for row in rows for k in range(1, len(row) + 1)]
-    shown = decode([text(payload(exported, codes)) for codes in prefixes])
+    shown = decode([exported.text(codes) for codes in prefixes])
     coder = FixedCoder(exported.tokenizer.quantizer.sizes)
     for said, codes in zip(shown, prefixes, strict=True):
         # Bits that are left over in the last byte may be another code of zero.
@@ -78,7 +70,7 @@ def test_placeholders_show_what_the_weights_say_whatever_their_length(
 def test_a_cut_placeholder_shows_a_coarser_picture(
     exported: Exported, decode: Decode, rows: list[list[int]]
 ) -> None:
-    whole = text(payload(exported, rows[0]))
+    whole = exported.text(rows[0])
     shown = decode([whole[:letters] for letters in range(2, len(whole) + 1)])
     coder = FixedCoder(exported.tokenizer.quantizer.sizes)
     for letters, said in enumerate(shown, 2):
@@ -165,14 +157,14 @@ def test_channels_that_are_a_multiple_of_four_are_right_too(
     tokenizer = random_tokenizer(latent_channels=4)
     other = Exported(tokenizer, WebWeights.of_tokenizer(tokenizer), tmp_path / "other.bin")
     other.path.write_bytes(other.weights.to_bytes())
-    [said] = decode([text(payload(other, rows[5]))], other.path)
+    [said] = decode([other.text(rows[5])], other.path)
     assert_shows(other, said, rows[5][:CODES])
 
 
 def test_the_data_url_is_an_image_of_the_same_pixels(
     exported: Exported, decode: Decode, rows: list[list[int]]
 ) -> None:
-    [said] = decode([text(payload(exported, rows[6]))])
+    [said] = decode([exported.text(rows[6])])
     head, content = said["url"].split(",")
     assert head == "data:image/bmp;base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as image:
