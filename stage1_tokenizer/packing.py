@@ -25,11 +25,22 @@ def pack_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif tensor.ndim < 2 or tensor.numel() <= FEW:
             packed[name] = tensor
         else:
-            rows = _rows(tensor)
-            scales = (rows.abs().amax(1) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
-            values = (rows / scales.unsqueeze(1)).round().to(torch.int8)
-            packed[name + VALUES], packed[name + SCALES] = values.view(tensor.shape), scales
+            values, scales = round_to_int8(_rows(tensor), (1,))
+            packed[name + VALUES] = values.view(tensor.shape)
+            packed[name + SCALES] = scales.squeeze(1)
     return packed
+
+
+def round_to_int8(tensor: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Whole numbers of 8 bits, and the scales to multiply them by.
+
+    Args:
+        tensor: float32.
+        over: The dimensions over which a scale is shared; they are 1 in the scales.
+    """
+    largest = tensor.abs().amax(over, keepdim=True)
+    scales = (largest / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
+    return (tensor / scales).round().to(torch.int8), scales
 
 
 def unpack_weights(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from stage1_tokenizer.decoder_task import DecoderTask, finish
 from stage1_tokenizer.decoders.small import SmallDecoder
 from stage1_tokenizer.directions import as_residual, first_directions
 from stage1_tokenizer.prefixes import log_uniform
+from stage1_tokenizer.quantizers.codes import codes_of_bytes
 from stage1_tokenizer.small_config import Config
 from stage1_tokenizer.tokenizer import SMALL
 
@@ -76,12 +77,6 @@ class SmallTask(DecoderTask[Config, SmallDecoder]):
     def command_after(self, *tokenizer: str) -> str:
         given = [word for each in tokenizer for word in ("--tokenizer", each.split("=", 1)[1])]
         return next_command("stage2_prior.export_web", *given)
-
-
-def codes_of_bytes(sizes: Sequence[int], size: int) -> int:
-    """How many codes of these numbers of entries so many bytes hold, each in whole bits."""
-    bits = torch.tensor([(each - 1).bit_length() for each in sizes]).cumsum(0)
-    return int((bits <= 8 * size).sum())
 
 
 def run(config: Config) -> None:

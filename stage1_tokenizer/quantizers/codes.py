@@ -1,5 +1,6 @@
 """Codes as they come from users: whole numbers of any type, in tensors and arrays."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -35,6 +36,12 @@ def check_codes(codes: Tensor, sizes: Sequence[int]) -> None:
     """
     if ((codes < 0) | (codes >= torch.tensor(sizes, device=codes.device))).any():
         raise ValueError(f"codes must lie in [0, K) with K = {tuple(sizes)}")
+
+
+def codes_of_bytes(sizes: Sequence[int], size: int) -> int:
+    """How many codes of these numbers of entries so many bytes hold, each in whole bits."""
+    ends = itertools.accumulate((each - 1).bit_length() for each in sizes)
+    return sum(end <= 8 * size for end in ends)
 
 
 def code_entropy_bits(codes: Tensor, sizes: tuple[int, ...]) -> list[float]:

@@ -5,6 +5,7 @@ So the payload of k codes begins that of more, and its size is known without a l
 
 from collections.abc import Iterator, Sequence
 
+from stage1_tokenizer.quantizers.codes import codes_of_bytes
 from stage2_prior.codec.container import FormatError
 
 
@@ -24,7 +25,7 @@ class FixedCoder:
 
     def codes_in(self, size: int) -> int:
         """How many codes so many bytes hold, N at most."""
-        return max(k for k in range(len(self.sizes) + 1) if self.bytes_of(k) <= size)
+        return codes_of_bytes(self.sizes, size)
 
     def payloads(self, codes: Sequence[int]) -> Iterator[bytes]:
         """The payload of the first code, of the first two, and so on.

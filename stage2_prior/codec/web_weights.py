@@ -23,13 +23,13 @@ from pqvae.errors import UserError
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.decoders.small import SmallDecoder
 from stage1_tokenizer.directions import as_residual
+from stage1_tokenizer.packing import round_to_int8
 from stage1_tokenizer.quantizers.residual import ResidualQuantizer
 from stage1_tokenizer.tokenizer import SMALL
 from stage2_prior.codec.container import model_id
 
 KEY, VERSION = "pqvae-web", 1
 LEARNED_DIRECTIONS = 80  # that learned entries are stored along: less of them, for their number
-TINY = 1e-12
 
 Layer = tuple[Tensor, Tensor]  # kernel float32 (k, k, in, out), bias float32 (out,)
 
@@ -220,6 +220,5 @@ def _as_transposed(layer: nn.Module) -> Layer:
 
 def _rounded(name: str, tensor: Tensor, over: tuple[int, ...]) -> dict[str, Tensor]:
     """A tensor as int8, and the scales, which are shared over these dimensions."""
-    largest = tensor.abs().amax(over, keepdim=True).clamp_min(TINY)
-    scale = largest / 127
-    return {name: (tensor / scale).round().to(torch.int8), f"{name}.scale": scale.flatten()}
+    values, scales = round_to_int8(tensor, over)
+    return {name: values, f"{name}.scale": scales.flatten()}

@@ -17,7 +17,7 @@ from stage1_tokenizer.config import ArchitectureConfig, FSQConfig
 from stage1_tokenizer.decoder_config import SmallConfig
 from stage1_tokenizer.decoders.small import SmallDecoder
 from stage1_tokenizer.directions import as_residual
-from stage1_tokenizer.small_task import codes_of_bytes
+from stage1_tokenizer.quantizers.codes import codes_of_bytes
 from stage1_tokenizer.tokenizer import FAITHFUL, SMALL
 from stage2_prior.codec.fixed import FixedCoder
 
