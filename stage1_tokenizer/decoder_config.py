@@ -142,4 +142,9 @@ class DecoderRunConfig:
 @config_class
 class Config(DecoderRunConfig):
     decoder: RefinedConfig = Field(default_factory=RefinedConfig)
+    keep_direct: bool = Field(
+        default=False,
+        description="leave the faithful decoder in it as it is, so that a packed model stores it "
+        "once",
+    )
     objective: VividObjectiveConfig = Field(default_factory=VividObjectiveConfig)

@@ -14,6 +14,7 @@ from pqvae.training.run import run_stage
 from stage1_tokenizer.decoder_config import Config
 from stage1_tokenizer.decoder_task import finish
 from stage1_tokenizer.decoders.contract import Decoder
+from stage1_tokenizer.decoders.refined import RefinedDecoder
 from stage1_tokenizer.perceptual_task import PerceptualTask
 from stage1_tokenizer.tokenizer import VIVID
 from stage1_tokenizer.vivid_objective import VividObjective
@@ -35,6 +36,9 @@ class VividTask(PerceptualTask[Config, Decoder]):
         super().__init__(config, runtime, folder)
         self.decoder = self.tokenizer.add_decoder(VIVID, config.decoder)
         self.decoder.init_from_faithful(self.tokenizer.decoder())
+        if config.keep_direct:
+            assert isinstance(self.decoder, RefinedDecoder)
+            self.decoder.direct.requires_grad_(False)
         self.model, self.networks = self.decoder, (self.decoder,)
         self.lengths = [k for k in self.lengths if k >= config.objective.shortest] or self.lengths[
             -1:

@@ -100,6 +100,15 @@ def test_pictures_come_nearer_and_codes_and_the_faithful_decoder_stay(
 
 
 @needs_lite0
+def test_the_faithful_decoder_under_it_can_be_left_as_it_is(work: Path) -> None:
+    assert train("trainer.steps=4", "keep_direct=true") == 0
+    tokenizer = Tokenizer.from_pretrained("vivid")
+    faithful, vivid = tokenizer.decoder().state_dict(), tokenizer.decoder(VIVID).state_dict()
+    assert all(torch.equal(vivid[f"direct.{name}"], faithful[name]) for name in faithful)
+    assert vivid["to_full.4.weight"].any()  # which were 0
+
+
+@needs_lite0
 def test_a_run_that_was_cut_ends_as_a_straight_one(work: Path) -> None:
     assert train("trainer.steps=8", "trainer.learning_rate=2e-3") == 0
     straight = Tokenizer.from_pretrained("vivid").decoder_hash(VIVID)
