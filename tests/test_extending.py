@@ -21,18 +21,21 @@ from pqvae.config_help import describe_keys
 from pqvae.data import sources
 from pqvae.data.config import DataConfig
 from pqvae.data.dataset import open_dataset
-from pqvae.images import to_float
+from pqvae.images import to_float, to_uint8
 from stage1_tokenizer import Tokenizer, decoder_config, decoders, quantizers
 from stage1_tokenizer import config as stage1_config
 from stage1_tokenizer.train import main as train
 from stage2_prior.books import Codebooks
+from stage2_prior.codec.container import FormatError, Mode
+from stage2_prior.codec.pictures import Codec
+from stage2_prior.codec.static import StaticCoder
 from stage2_prior.config import PriorConfig
 from stage2_prior.prior import Prior
 from stage2_prior.sequence import Sequence
 from stage2_prior.unroll import unroll
 
 if TYPE_CHECKING:
-    from tests.conftest import TinyRun
+    from tests.conftest import BlobImages, TinyRun
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 EXAMPLES = dict(re.findall(r"^```python (\w+)\n(.*?)^```$", PAGE.read_text("utf-8"), re.S | re.M))
@@ -190,17 +193,26 @@ def test_an_order_is_kept_and_unrolled(tmp_path: Path) -> None:
     assert torch.allclose(-logs / np.log(2), bits, atol=1e-4)  # cached against whole, float32
 
 
-def test_a_coder_writes_what_the_prior_says_and_reads_it_back(tmp_path: Path) -> None:
-    coder = load("coder", tmp_path)
-    for sequence in (None, load("order", tmp_path).in_pairs(5)):
-        prior = small_prior(sequence)
-        sizes = torch.tensor(prior.sizes)
-        for seed in range(20):
-            generator = torch.Generator().manual_seed(seed)
-            codes = (torch.rand(5, generator=generator) * sizes).long()
-            number, bits = coder.encode(prior, codes, seed % 2)
-            assert 0 <= number < 1 << bits
-            cost = prior.bits(codes.unsqueeze(0), torch.tensor([seed % 2])).sum()
-            ideal = float(cost.detach())
-            assert bits < ideal + 2.1  # whole bits, and frequencies of 16 bits
-            assert torch.equal(coder.decode(prior, number, bits, seed % 2), codes)
+def test_a_coder_writes_files_that_it_alone_reads(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, blob_images: "BlobImages"
+) -> None:
+    added = load("coder", tmp_path)
+    first = torch.arange(512) % 16  # all that follows is said by the first code, by and large
+    codes = (first.unsqueeze(1) % 4 + torch.randint(0, 2, (512, 6))) % 8
+    codes[:, 0] = first
+    coder = added.FirstCodeCoder(codes, tiny_tokenizer.quantizer.sizes)
+    tables = StaticCoder.of_codes(codes, tiny_tokenizer.quantizer.sizes)
+    rows = codes[:32].tolist()
+    for row in rows:
+        for k, payload in enumerate(coder.payloads(row), start=1):
+            assert coder.read(payload)[:k] == row[:k]
+    lengths = [sum(len(list(each.payloads(row))[-1]) for row in rows) for each in (coder, tables)]
+    assert lengths[0] < 0.9 * lengths[1]  # by bits about 9 to 15.5
+
+    codec = Codec(tiny_tokenizer, {Mode.STATIC: coder})
+    images = to_uint8(blob_images(2, 16, 1))
+    files = codec.compress(images, [(16, 16)] * 2, mode=Mode.STATIC)
+    assert [codec.read(data).codes for data in files] == codec.encode(images).tolist()
+    other = Codec(tiny_tokenizer, {Mode.STATIC: tables})
+    with pytest.raises(FormatError, match="written with the model"):
+        other.read(files[0])
