@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pqvae.console import say
+from pqvae.errors import UserError
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime
 from pqvae.training.run import run_stage
@@ -36,9 +37,15 @@ class VividTask(PerceptualTask[Config, Decoder]):
         super().__init__(config, runtime, folder)
         self.decoder = self.tokenizer.add_decoder(VIVID, config.decoder)
         self.decoder.init_from_faithful(self.tokenizer.decoder())
-        if config.keep_direct:
+        most = self.tokenizer.config.architecture.decoder_blocks[-1]
+        if config.kept_blocks > most:
+            raise UserError(
+                f"kept_blocks={config.kept_blocks}: the faithful decoder of {config.tokenizer} has "
+                f"{most} on its coarsest map"
+            )
+        if config.kept_blocks:
             assert isinstance(self.decoder, RefinedDecoder)
-            self.decoder.direct.requires_grad_(False)
+            self.decoder.direct.keep_blocks(config.kept_blocks)
         self.model, self.networks = self.decoder, (self.decoder,)
         self.lengths = [k for k in self.lengths if k >= config.objective.shortest] or self.lengths[
             -1:
