@@ -142,11 +142,4 @@ class DecoderRunConfig:
 @config_class
 class Config(DecoderRunConfig):
     decoder: RefinedConfig = Field(default_factory=RefinedConfig)
-    kept_blocks: int = Field(
-        default=0,
-        ge=0,
-        le=512,
-        description="first blocks that stay as the faithful decoder's; a packed model stores them "
-        "once",
-    )
     objective: VividObjectiveConfig = Field(default_factory=VividObjectiveConfig)

@@ -2,7 +2,6 @@
 
 Entries of codebooks, and the weights of all that one output channel sees, are a row each. What is
 small or added up stays float32; half the squared norms of entries, float16; whole numbers, int32.
-Of rows that are the same, as where one decoder was built upon another, only the first are stored.
 """
 
 from collections.abc import Mapping
@@ -13,13 +12,11 @@ from torch import Tensor
 LEVELS = 127
 FEW = 2048  # numbers of a tensor that stays as it is
 VALUES, SCALES = ".int8", ".scales"  # ends of the names of what a tensor becomes
-TWIN = ".as"  # the same, of the name of a tensor of the same values, as bytes
 
 
 def pack_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of float32 and int64 tensors, packed; ``unpack_weights`` reads it."""
-    packed: dict[str, Tensor] = {}
-    first: dict[tuple[torch.Size, bytes], str] = {}  # the first of each that is rounded
+    packed = {}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             packed[name] = tensor.to(torch.int32)
@@ -27,8 +24,6 @@ def pack_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             packed[name] = tensor.half()
         elif tensor.ndim < 2 or tensor.numel() <= FEW:
             packed[name] = tensor
-        elif (twin := first.setdefault((tensor.shape, _bytes(tensor)), name)) != name:
-            packed[name + TWIN] = torch.tensor(list(twin.encode()), dtype=torch.uint8)
         else:
             values, scales = round_to_int8(_rows(tensor), (1,))
             packed[name + VALUES] = values.view(tensor.shape)
@@ -53,22 +48,15 @@ def unpack_weights(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     It is the same to the bit on every machine.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     for name, tensor in packed.items():
         if name.endswith(VALUES):
             plain = name.removesuffix(VALUES)
             rows = _rows(tensor.float()) * packed[plain + SCALES].unsqueeze(1)
             tensors[plain] = rows.view(tensor.shape)
-        elif not name.endswith((SCALES, TWIN)):
+        elif not name.endswith(SCALES):
             tensors[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
-    for name, tensor in packed.items():
-        if name.endswith(TWIN):
-            tensors[name.removesuffix(TWIN)] = tensors[bytes(tensor.tolist()).decode()]
     return tensors
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from pqvae.console import say
-from pqvae.errors import UserError
 from pqvae.randomness import Stream, stream_generator
 from pqvae.runtime import Runtime
 from pqvae.training.run import run_stage
 from stage1_tokenizer.decoder_config import Config
 from stage1_tokenizer.decoder_task import finish
 from stage1_tokenizer.decoders.contract import Decoder
-from stage1_tokenizer.decoders.refined import RefinedDecoder
 from stage1_tokenizer.perceptual_task import PerceptualTask
 from stage1_tokenizer.tokenizer import VIVID
 from stage1_tokenizer.vivid_objective import VividObjective
@@ -37,15 +35,6 @@ class VividTask(PerceptualTask[Config, Decoder]):
         super().__init__(config, runtime, folder)
         self.decoder = self.tokenizer.add_decoder(VIVID, config.decoder)
         self.decoder.init_from_faithful(self.tokenizer.decoder())
-        most = self.tokenizer.config.architecture.decoder_blocks[-1]
-        if config.kept_blocks > most:
-            raise UserError(
-                f"kept_blocks={config.kept_blocks}: the faithful decoder of {config.tokenizer} has "
-                f"{most} on its coarsest map"
-            )
-        if config.kept_blocks:
-            assert isinstance(self.decoder, RefinedDecoder)
-            self.decoder.direct.keep_blocks(config.kept_blocks)
         self.model, self.networks = self.decoder, (self.decoder,)
         self.lengths = [k for k in self.lengths if k >= config.objective.shortest] or self.lengths[
             -1:

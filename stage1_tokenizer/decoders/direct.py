@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from stage1_tokenizer.blocks import ResidualBlock, blocks, group_norm
+from stage1_tokenizer.blocks import blocks, group_norm
 from stage1_tokenizer.config import ArchitectureConfig
 from stage1_tokenizer.decoder_config import DirectConfig
 from stage1_tokenizer.decoders.contract import Decoder
@@ -57,12 +57,6 @@ class DirectDecoder(Decoder):
     def grow(self, coarse: Tensor, latents: Tensor) -> Tensor:
         """The picture that grows from a coarse map of these latents."""
         return self.shortcut(self._maps(latents)) + self.network[self.coarse_layers :](coarse)
-
-    def keep_blocks(self, count: int) -> None:
-        """Let training change neither the first blocks of the coarse map, nor what comes before."""
-        last = [i for i, layer in enumerate(self.network) if isinstance(layer, ResidualBlock)]
-        for layer in [self.input, self.prefix_embedding, *self.network[: last[count - 1] + 1]]:
-            layer.requires_grad_(False)
 
     def init_from_patches(self, components: Tensor, scale: Tensor, colours: Tensor) -> None:
         self.shortcut.weight.copy_(components * scale)

@@ -100,19 +100,6 @@ def test_pictures_come_nearer_and_codes_and_the_faithful_decoder_stay(
 
 
 @needs_lite0
-def test_first_blocks_of_the_faithful_decoder_under_it_can_be_kept(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("trainer.steps=4", "kept_blocks=1") == 0
-    tokenizer = Tokenizer.from_pretrained("vivid")
-    faithful, vivid = tokenizer.decoder().state_dict(), tokenizer.decoder(VIVID).state_dict()
-    kept = {name for name in faithful if torch.equal(vivid[f"direct.{name}"], faithful[name])}
-    assert kept == {name for name in faithful if name.startswith(("input", "prefix", "network.0"))}
-    assert train("trainer.steps=4", "kept_blocks=2", "out=other") == 2
-    assert "kept_blocks=2: " in capsys.readouterr().err
-
-
-@needs_lite0
 def test_a_run_that_was_cut_ends_as_a_straight_one(work: Path) -> None:
     assert train("trainer.steps=8", "trainer.learning_rate=2e-3") == 0
     straight = Tokenizer.from_pretrained("vivid").decoder_hash(VIVID)

@@ -36,21 +36,6 @@ def test_what_is_small_or_whole_stays_as_it_is() -> None:
     assert all(torch.equal(restored[name], tensor) for name, tensor in tensors.items())
 
 
-def test_rows_that_are_the_same_are_stored_once() -> None:
-    one, other = torch.randn(2, 64, 64)
-    tensors = {"one": one, "twin": one.clone(), "other": other, "flat": one.view(8, 512)}
-    packed = pack_weights(tensors)
-    assert sorted(name for name in packed if name.endswith(".int8")) == [
-        "flat.int8",
-        "one.int8",
-        "other.int8",
-    ]
-    restored = unpack_weights(packed)
-    assert restored.keys() == tensors.keys()
-    assert torch.equal(restored["twin"], restored["one"])
-    assert (restored["other"] - other).abs().max() < 0.05
-
-
 def test_a_packed_model_is_small_and_hardly_worse(
     tiny_tokenizer: Tokenizer, blob_images: BlobImages, tmp_path: Path
 ) -> None:
