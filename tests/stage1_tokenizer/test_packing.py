@@ -8,6 +8,7 @@ import torch
 from pqvae.images import psnr, to_float, to_uint8
 from stage1_tokenizer import Tokenizer, pack
 from stage1_tokenizer.packing import pack_weights, unpack_weights
+from stage1_tokenizer.quantizers.shared import SharedCodebook
 from stage1_tokenizer.shipped import find_model, shipped_models
 from tests.conftest import SIZE, BlobImages
 
@@ -28,6 +29,33 @@ def test_entries_of_codebooks_have_a_scale_each() -> None:
     restored = unpack_weights(pack_weights({"entries": entries}))["entries"]
     assert (restored[1, 3] - entries[1, 3]).abs().max() < 1e-2 * entries[1, 3].abs().max()
     assert (restored[0, 5] == 0).all()
+
+
+def test_entries_near_few_directions_are_stored_along_these() -> None:
+    entries = torch.randn(2, 64, 5) @ torch.randn(5, 256) + 0.01 * torch.randn(2, 64, 256)
+    entries *= torch.logspace(-2, 2, 64).view(1, 64, 1)
+    entries[0, 5] = 0
+    packed = pack_weights({"entries": entries})
+    assert packed["entries.left"].shape == (2, 64, 5)
+    restored = unpack_weights(packed)["entries"]
+    left_out = (restored - entries).square().sum(2)
+    assert (left_out <= 0.005 * entries.square().sum(2)).all()
+    left, right = packed["entries.left"][1, 7], packed["entries.right"][:, 3]
+    whole = sum(a * b for a, b in zip(left.tolist(), right.tolist(), strict=True))
+    assert restored[1, 7, 3] == torch.tensor(float(whole)) * packed["entries.scales"][64 + 7]
+
+
+def test_half_the_squared_norms_of_shared_entries_follow() -> None:
+    shared = SharedCodebook((32, 64), dim=128, rank=64, subspace=16)
+    shared.start(torch.randn(512, 128), torch.Generator().manual_seed(0))
+    whole = {f"quantizer.shared.{name}": each for name, each in shared.state_dict().items()}
+    packed = pack_weights(whole)
+    assert "quantizer.shared.biases" not in packed
+    restored = unpack_weights(packed)
+    assert restored.keys() == whole.keys()
+    entries = restored["quantizer.shared.vectors"] * restored["quantizer.shared.spreads"][1]
+    expected = entries.square().sum(1) / 2
+    torch.testing.assert_close(restored["quantizer.shared.biases"][1], expected)
 
 
 def test_what_is_small_or_whole_stays_as_it_is() -> None:
