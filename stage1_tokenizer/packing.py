@@ -16,7 +16,7 @@ from torch import Tensor
 
 LEVELS = 127
 FEW = 2048  # numbers of a tensor that stays as it is
-LEFT_OUT = 0.003  # share of the energy of entries that their directions may leave out
+LEFT_OUT = 0.01  # share of the energy of entries that their directions may leave out
 VALUES, SCALES = ".int8", ".scales"  # ends of the names of what a tensor becomes
 LEFT, RIGHT = ".left", ".right"  # instead of the values: two matrices whose product these are
 SHARED = "shared."  # before the names of the codebook whose biases follow

@@ -66,7 +66,8 @@ def _parser(name: str) -> Parser:
         "--model",
         default="photos",
         metavar="MODEL",
-        help="photos, which comes with the package, or a tokenizer's folder (default: photos)",
+        help="photos or emoji, which come with the package, or a tokenizer's folder (default: "
+        "photos)",
     )
     add("--device", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     return parser

@@ -9,7 +9,7 @@ import torch
 from pqvae.images import psnr, to_float, to_uint8
 from stage1_tokenizer import Tokenizer
 from stage1_tokenizer.shipped import find_model, shipped_models
-from stage1_tokenizer.tokenizer import FAITHFUL
+from stage1_tokenizer.tokenizer import FAITHFUL, VIVID
 from stage2_prior.codec.container import Mode
 from stage2_prior.codec.pictures import Codec
 
@@ -25,7 +25,9 @@ def test_a_model_is_small_and_says_what_it_was_trained_on(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MOST_BYTES
     tokenizer = Tokenizer.from_pretrained(name)
     assert tokenizer.provenance["data_hash"]
+    assert list(tokenizer.decoders) == [FAITHFUL, VIVID]
     assert not tokenizer.trained_with(FAITHFUL)
+    assert "ImageNet" in tokenizer.trained_with(VIVID)
     assert (folder / "README.md").is_file()
 
 

@@ -19,15 +19,17 @@ from stage2_prior.codec.arithmetic import MOST_CODES, Interval, cumulated_counts
 class StaticCoder:
     """Codes <-> bytes, by the counts of each position."""
 
-    FILE = "tables.safetensors"  # in a model folder: counts - 1 as uint16, row after row of K_i
+    FILE = "tables.safetensors"  # in a model folder: weights - 1 as uint8, row after row of K_i
+    LARGEST = 256  # weight of a position
 
-    def __init__(self, sums: Sequence[Sequence[int]]) -> None:
-        """Take cumulated counts of all N positions, K_i + 1 each."""
-        self.sums = sums
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        """Take the weights of all N positions: int64 (K_i,), 1 to 256, in proportion to counts."""
+        self.weights = weights
+        self.sums = [cumulated_counts(each.double()) for each in weights]
 
     @classmethod
     def of_codes(cls, codes: Tensor, sizes: Sequence[int]) -> "StaticCoder":
-        """Count codes (n, N) of training images; each counts once more, so that none is 0.
+        """Count codes (n, N) of training images.
 
         Raises:
             UserError: A codebook is too large.
@@ -35,7 +37,9 @@ class StaticCoder:
         if max(sizes) > MOST_CODES:
             raise UserError(f"tables are of at most {MOST_CODES} codes, but here are {max(sizes)}")
         columns = zip(codes.T, sizes, strict=True)
-        return cls([cumulated_counts(torch.bincount(c, minlength=K) + 1.0) for c, K in columns])
+        counts = [torch.bincount(column, minlength=K) for column, K in columns]
+        shares = [each * cls.LARGEST / each.max().clamp_min(1) for each in counts]
+        return cls([share.round().long().clamp_min(1) for share in shares])
 
     def payloads(self, codes: Sequence[int]) -> Iterator[bytes]:
         """The payload of the first code, of the first two, and so on."""
@@ -61,8 +65,7 @@ class StaticCoder:
 
     def save(self, folder: Path, codes_hash: str) -> None:
         """Write the tables into a model folder, or that of a run folder."""
-        rows = torch.cat([torch.tensor(sums).diff() - 1 for sums in self.sums])
-        tensors = {"counts": rows.to(torch.uint16)}
+        tensors = {"weights": (torch.cat(list(self.weights)) - 1).to(torch.uint8)}
         with atomic_path(model_folder(folder) / self.FILE) as temporary:
             temporary.write_bytes(save(tensors, {"codes_hash": codes_hash}))
 
@@ -79,10 +82,10 @@ class StaticCoder:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 theirs = (file.metadata() or {}).get("codes_hash")
-                counts = file.get_tensor("counts").long() + 1
-            rows = counts.split(list(sizes))
+                weights = file.get_tensor("weights").long() + 1
+            rows = weights.split(list(sizes))
         except (safetensors.SafetensorError, RuntimeError):
             raise UserError(f"{path}: damaged; count again: pqvae tables") from None
         if theirs != codes_hash:
             raise UserError(f"{path}: of another model; count again: pqvae tables")
-        return cls([[0, *row.cumsum(0).tolist()] for row in rows])
+        return cls(rows)
