@@ -73,10 +73,13 @@ def savings(codec: Codec, images: Tensor, mode: Mode) -> list[tuple[int, float]]
         mode: Another than fixed.
 
     Returns:
-        Bytes of prefixes in mode fixed, headers not counted, and the percentage of them saved.
+        Bytes of prefixes in mode fixed, headers not counted, and the percentage of them saved; of
+        those that the mode can write, as a prior may know the first codes alone.
     """
-    coder, longest = codec.coder(mode), _longest_prefixes(codec)
+    coder = codec.coder(mode)
     rows = [list(map(len, coder.payloads(row))) for row in codec.encode(images).tolist()]
+    known = min(map(len, rows))
+    longest = {size: k for size, k in _longest_prefixes(codec).items() if k <= known}
     sizes = {max((size for size in longest if size <= most), default=0) for most in SIZES} - {0}
     means = {size: statistics.fmean(row[longest[size] - 1] for row in rows) for size in sizes}
     return [(size, 100 * (1 - means[size] / size)) for size in sorted(sizes)]
