@@ -70,7 +70,7 @@ from stage2_prior.codec.pictures import Codec
 
 LEAST_PICTURES = 2  # of one, all bytes are constant
 PLOTTED_BYTES = 200
-STRIP_PICTURES, STRIP_ZOOM, STRIP_BYTES = 8, 4, 16
+STRIP_PICTURES, STRIP_ZOOM, STRIP_BYTES = 6, 4, 16
 
 
 def read_pictures(path: str, size: int, n: int) -> Tensor:

@@ -140,12 +140,15 @@ def _longest_prefixes(codec: Codec) -> dict[int, int]:
 def _times(
     codec: OnceEncoding, images: Tensor, mode: Mode, effort: int, decoder: str
 ) -> tuple[float, float]:
-    """Milliseconds to write a picture and to show its file."""
+    """Milliseconds to write a picture and to show its file, without others to fill a block."""
     plain, side = Codec(codec.tokenizer, codec.coders), codec.image_size
+    at_once, codec.tokenizer.images_at_once = codec.tokenizer.images_at_once, 1
     length, files = Length(HEADER + TIMED_SIZE), []
 
     def write(image: Tensor) -> None:
         files.extend(plain.compress(image[None], [(side, side)], length, mode=mode, effort=effort))
 
     written = median_ms(write, images)
-    return written, median_ms(lambda data: plain.show(plain.read(data).codes, decoder), files)
+    shown = median_ms(lambda data: plain.show(plain.read(data).codes, decoder), files)
+    codec.tokenizer.images_at_once = at_once
+    return written, shown
