@@ -14,11 +14,6 @@ from pqvae.errors import UserError
 from stage1_tokenizer.config import FSQConfig
 from stage1_tokenizer.quantizers.contract import CutsDescription, Description, Quantizer
 
-try:
-    from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
-except ImportError:
-    FSQ = None  # the extra "baselines"; asked for when one is built
-
 
 class FSQDescription(CutsDescription):
     """All codes or none; gradients pass the rounding straight through, to the projections, too."""
@@ -31,10 +26,12 @@ class FSQQuantizer(Quantizer[FSQConfig]):
     """Codes (B, places), of which only all together decode."""
 
     def __init__(self, config: FSQConfig, latent_shape: tuple[int, int, int]) -> None:
-        if FSQ is None:
+        try:  # only here, as every command would wait for it as long as for torch
+            from vector_quantize_pytorch import FSQ  # type: ignore[missing-import]
+        except ImportError:
             raise UserError(
                 "quantizer.kind=fsq needs vector-quantize-pytorch: pip install 'pqvae[baselines]'"
-            )
+            ) from None
         self.channels, height, width = latent_shape
         self.places = height * width
         sizes = (math.prod(config.levels),) * self.places

@@ -17,11 +17,6 @@ from pqvae.errors import UserError
 from stage1_tokenizer.config import SpatialConfig
 from stage1_tokenizer.quantizers.contract import Description, Quantizer
 
-try:
-    from vector_quantize_pytorch import VectorQuantize  # type: ignore[missing-import]
-except ImportError:
-    VectorQuantize = None  # the extra "baselines"; asked for when one is built
-
 DECAY = 0.99  # of the library's moving averages
 CLUSTERED = 256  # latents that the library's k-means, which is slow, starts from
 
@@ -30,11 +25,13 @@ class SpatialQuantizer(Quantizer[SpatialConfig]):
     """Codes (B, levels * places): all places of the first level, then those of the next."""
 
     def __init__(self, config: SpatialConfig, latent_shape: tuple[int, int, int]) -> None:
-        if VectorQuantize is None:
+        try:  # only here, as every command would wait for it as long as for torch
+            from vector_quantize_pytorch import VectorQuantize  # type: ignore[missing-import]
+        except ImportError:
             raise UserError(
                 "quantizer.kind=spatial needs vector-quantize-pytorch: "
                 "pip install 'pqvae[baselines]'"
-            )
+            ) from None
         self.channels, height, width = latent_shape
         fold = config.fold
         if height % fold or width % fold:

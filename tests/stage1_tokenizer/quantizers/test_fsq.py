@@ -1,5 +1,7 @@
 """Finite scalar quantization, against vector-quantize-pytorch used plainly."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,6 @@ from pqvae.config import load_config
 from pqvae.errors import UserError
 from pqvae.randomness import generator_for
 from stage1_tokenizer.config import Config, FSQConfig
-from stage1_tokenizer.quantizers import fsq
 from stage1_tokenizer.quantizers.fsq import FSQQuantizer
 
 library = pytest.importorskip("vector_quantize_pytorch")
@@ -68,7 +69,7 @@ def test_only_all_codes_together_decode_and_share_one_book() -> None:
 
 
 def test_without_the_library_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsq, "FSQ", None)  # what a failed import leaves
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)  # as if it were missing
     with pytest.raises(UserError, match=r"pip install 'pqvae\[baselines\]'"):
         FSQQuantizer(FSQConfig(), SHAPE)
 

@@ -1,5 +1,6 @@
 """A code for each place, against vector-quantize-pytorch used plainly."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from torch import Tensor
 from pqvae.errors import UserError
 from pqvae.randomness import generator_for
 from stage1_tokenizer.config import SpatialConfig
-from stage1_tokenizer.quantizers import spatial
 from stage1_tokenizer.quantizers.spatial import CLUSTERED, DECAY, SpatialQuantizer
 
 library = pytest.importorskip("vector_quantize_pytorch")
@@ -131,6 +131,6 @@ def test_a_fold_that_does_not_divide_the_map_is_refused() -> None:
 
 
 def test_without_the_library_the_extra_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spatial, "VectorQuantize", None)  # what a failed import leaves
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)  # as if it were missing
     with pytest.raises(UserError, match=r"pip install 'pqvae\[baselines\]'"):
         SpatialQuantizer(SpatialConfig(), SHAPE)
