@@ -188,7 +188,7 @@ class Codec:
         if header.model != self.models[header.mode]:
             raise FormatError(
                 f"written with the model {header.model.hex()}, but this one is "
-                f"{self.models[header.mode].hex()}"
+                f"{self.models[header.mode].hex()}; give the one that wrote it"
             )
         codes = coder.read(payload)
         if len(payload) < header.size_of_payload:
