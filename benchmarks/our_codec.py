@@ -1,5 +1,6 @@
 """Our files, measured: prefixes of many lengths, in each mode, by efforts and decoders."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -141,14 +142,13 @@ def _times(
     codec: OnceEncoding, images: Tensor, mode: Mode, effort: int, decoder: str
 ) -> tuple[float, float]:
     """Milliseconds to write a picture and to show its file, without others to fill a block."""
-    plain, side = Codec(codec.tokenizer, codec.coders), codec.image_size
-    at_once, codec.tokenizer.images_at_once = codec.tokenizer.images_at_once, 1
+    tokenizer = copy.copy(codec.tokenizer)
+    tokenizer.images_at_once = 1
+    plain, side = Codec(tokenizer, codec.coders), codec.image_size
     length, files = Length(HEADER + TIMED_SIZE), []
 
     def write(image: Tensor) -> None:
         files.extend(plain.compress(image[None], [(side, side)], length, mode=mode, effort=effort))
 
     written = median_ms(write, images)
-    shown = median_ms(lambda data: plain.show(plain.read(data).codes, decoder), files)
-    codec.tokenizer.images_at_once = at_once
-    return written, shown
+    return written, median_ms(lambda data: plain.show(plain.read(data).codes, decoder), files)

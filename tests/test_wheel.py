@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stage1_tokenizer.shipped import shipped_models
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("train-tokenizer", "train-prior", "generate", "fid", "probe")
 
@@ -36,7 +38,8 @@ def test_the_wheel_holds_code_data_and_licences_but_no_tests(wheel: Path) -> Non
     assert {"pqvae/py.typed", "eval/py.typed", "pqvae/data/emoji/emoji-train-000000.tar"} <= names
     assert {f"eval/gallery/page.{part}" for part in ("html", "css", "js")} <= names
     parts = ("README.md", "config.json", "model.safetensors", "tables.safetensors")
-    assert {f"stage1_tokenizer/models/photos/{part}" for part in parts} <= names
+    for model in shipped_models():
+        assert {f"stage1_tokenizer/models/{model}/{part}" for part in parts} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/pqvae/data/emoji/LICENSES.md") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "configs/"))]
